@@ -29,6 +29,9 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    def __reduce__(self) -> tuple[Callable[[str], Activation], tuple[str]]:
+        return get_activation, (self.name,)  # pickled by name: functions may be lambdas
+
     def vector_jacobian(self, grad: Tensor, h: Tensor) -> Tensor:
         """Return grad · σ'(h), same shape as ``h``."""
         if self.backward is not None:

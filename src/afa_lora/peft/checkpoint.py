@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -79,4 +80,10 @@ def load_adapter(model: nn.Module, path: str | Path, is_trainable: bool = False)
         raise CorruptedAdapterError(
             f"{folder / 'adapter_model.safetensors'} is damaged or truncated ({error}). "
             "Restore it from the training run's last checkpoint."
+        ) from error
+    except NoMatchingPeftModuleError as error:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        raise CorruptedAdapterError(
+            f"the adapter in {folder} targets modules that {type(model).__name__} does not have; it was made for "
+            f"another base model (its config names {base!r})."
         ) from error

