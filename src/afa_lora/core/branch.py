@@ -87,7 +87,8 @@ def _forward(
 ) -> Tensor:
     """Eq. 4 by autograd: what a compiler differentiates, and what a second derivative goes through."""
     w = branch(x.to(A.dtype), A, B, bias, beta=beta, activation=activation, placement=placement)
-    return w * scaling if base is None else torch.add(base, w, alpha=scaling)
+    # No `alpha=scaling`: inductor drops it where it fuses the sum with B's product (pytorch/pytorch#167313).
+    return w * scaling if base is None else base + w * scaling
 
 
 def _apply(*args: Any) -> Tensor:
