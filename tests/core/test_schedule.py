@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def test_beta_falls_monotonically_from_exactly_one_to_exactly_zero(kind, window,
     betas = [schedule.beta(step, total) for step in range(max(total, int(end)) + 2)]
     assert betas[0] == 1.0
     assert betas[-1] == 0.0
-    assert all(0.0 <= later <= earlier <= 1.0 for earlier, later in zip(betas, betas[1:], strict=False))
+    assert all(0.0 <= later <= earlier <= 1.0 for earlier, later in pairwise(betas))
     assert all(beta == 1.0 for step, beta in enumerate(betas) if step <= start)
     assert all((beta == 0.0) == (step >= end) for step, beta in enumerate(betas))
 
@@ -70,5 +72,5 @@ def test_wrong_settings_name_key_value_and_remedy(arguments, message):
 def test_a_window_in_mixed_units_is_checked_when_the_length_is_known():
     schedule = Schedule("linear", 40, 0.3)
     assert schedule.window(1000) == (40, 300)
-    with pytest.raises(InvalidSettingError, match="anneal_end=0.3 must come after anneal_start=40"):
+    with pytest.raises(InvalidSettingError, match=r"anneal_end=0.3 must come after anneal_start=40"):
         schedule.beta(0, 100)

@@ -51,9 +51,9 @@ def test_the_file_tells_the_truth(tiny_llama, tmp_path):
     model.save_pretrained(tmp_path / "linear")
     plain = get_peft_model(model.unload(), LoraConfig(r=4, target_modules="all-linear"))
     plain.save_pretrained(tmp_path / "peft")
-    ours, theirs = (
-        {f: json.loads((tmp_path / f"{f}/adapter_config.json").read_text()) for f in ("linear", "peft")}.values()
-    )
+    ours, theirs = {
+        f: json.loads((tmp_path / f"{f}/adapter_config.json").read_text()) for f in ("linear", "peft")
+    }.values()
     assert ours.keys() == theirs.keys()
     assert not set(AFA_FIELDS) & ours.keys()
     tensors = [load_file(tmp_path / f"{f}/adapter_model.safetensors").keys() for f in ("linear", "peft")]
@@ -133,7 +133,7 @@ def test_an_adapter_for_another_architecture(tiny_gpt2, folder):
 
 def test_an_adapter_for_a_base_model_of_another_size(tiny_llama, tmp_path, folder):
     wider = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "hidden_size": 64}))
-    with pytest.raises(CorruptedAdapterError, match="14 have another shape .* made for another base model"):
+    with pytest.raises(CorruptedAdapterError, match=r"14 have another shape .* made for another base model"):
         load_adapter(wider, folder)
 
 
@@ -159,5 +159,5 @@ def test_missing_tensors(tiny_llama, folder):
 
 
 def test_no_adapter_there(tiny_llama, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no adapter_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config.json"):
         load_adapter(tiny_llama, tmp_path)

@@ -32,7 +32,9 @@ def test_compiled_loss_and_gradients_are_those_of_eager(token_ids, use_dora):
     settings = LlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
-    config = AfaLoraConfig(r=4, target_modules="all-linear", use_dora=use_dora, placement="σ-A-σ-B-σ", activation="relu")
+    config = AfaLoraConfig(
+        r=4, target_modules="all-linear", use_dora=use_dora, placement="σ-A-σ-B-σ", activation="relu"
+    )
     model = adapted(LlamaForCausalLM(settings), config).train()
     torch._dynamo.reset()
     compiled = torch.compile(model)

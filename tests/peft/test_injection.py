@@ -140,7 +140,7 @@ def test_target_parameters_raise(tiny_llama):
 
 
 def test_no_matching_module_says_so(tiny_llama):
-    with pytest.raises(ValueError, match="Target modules {'wrong'} not found"):
+    with pytest.raises(ValueError, match=r"Target modules .*wrong.* not found"):
         get_peft_model(tiny_llama, config(target_modules=["wrong"]))
 
 

@@ -30,7 +30,7 @@ def test_afterwards_the_adapter_is_linear_and_near(tiny_llama, token_ids, batche
     assert near < 0.8 * far  # much nearer than setting β = 0 and hoping
     assert len(report.relative_error) == 14
     assert all(0 < error < 1 for error in report.relative_error.values())
-    merged, merge_report = merge(model, {"input_ids": token_ids})
+    _, merge_report = merge(model, {"input_ids": token_ids})
     assert merge_report.max_logit_difference <= 1e-5
 
 

@@ -19,7 +19,7 @@ def test_sets_beta_of_the_step(tiny_llama):
 
 
 def test_refuses_a_model_without_afa_layers(tiny_llama):
-    with pytest.raises(InvalidSettingError, match="LlamaForCausalLM has no AFA-LoRA layer .found: no adapter at all"):
+    with pytest.raises(InvalidSettingError, match=r"LlamaForCausalLM has no AFA-LoRA layer .found: no adapter at all"):
         Annealer(tiny_llama, 10)
     model = get_peft_model(tiny_llama, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(InvalidSettingError, match=r"adapters {'default': 'LoraConfig'}, adapter layers \['Linear'\]"):
@@ -28,13 +28,13 @@ def test_refuses_a_model_without_afa_layers(tiny_llama):
 
 @pytest.mark.parametrize("total", [0, -5, 10.0, True])
 def test_total_steps_must_be_a_positive_int(tiny_llama, total):
-    with pytest.raises(InvalidSettingError, match="total_steps=.* must be the positive number"):
+    with pytest.raises(InvalidSettingError, match=r"total_steps=.* must be the positive number"):
         Annealer(get_peft_model(tiny_llama, config()), total)
 
 
 def test_an_empty_window_is_found_at_the_start(tiny_llama):
     model = get_peft_model(tiny_llama, config(anneal_start=50, anneal_end=0.3))
-    with pytest.raises(InvalidSettingError, match="anneal_end=0.3 must come after anneal_start=50"):
+    with pytest.raises(InvalidSettingError, match=r"anneal_end=0.3 must come after anneal_start=50"):
         Annealer(model, 100)
 
 
@@ -48,7 +48,9 @@ def test_training_without_anyone_setting_beta_warns_once(tiny_llama, token_ids):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         steps(model, token_ids, 9)
-    with pytest.warns(UserWarning, match=r"trained for 10 forwards and nothing has set its β.*AnnealingCallback") as seen:
+    with pytest.warns(
+        UserWarning, match=r"trained for 10 forwards and nothing has set its β.*AnnealingCallback"
+    ) as seen:
         steps(model, token_ids, 11)
     assert len([w for w in seen if "nothing has set" in str(w.message)]) == 1
 

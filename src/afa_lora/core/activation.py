@@ -108,7 +108,7 @@ def register_activation(
             f"activation={name!r} maps {tuple(probe.shape)} {probe.dtype} to {tuple(whole.shape)} {whole.dtype}; "
             "it must keep shape and dtype."
         )
-    if not torch.equal(whole, torch.cat([function(v) for v in probe.split(1)])):
+    if not torch.equal(whole, torch.cat([function(probe[i : i + 1]) for i in range(4)])):
         raise InvalidSettingError(f"activation={name!r} mixes elements; it must act on each element alone.")
     ACTIVATIONS[name] = Activation(name, function, backward)
 

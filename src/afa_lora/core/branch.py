@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from afa_lora.core.activation import Activation, Beta, phi, phi_backward
 from afa_lora.core.placement import Placement
@@ -100,8 +99,8 @@ class _Branch(torch.autograd.Function):
     """Saves x and z = A x; recomputes φ, and B's output for σ after B, in the backward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx,
+    def forward(
+        ctx: Any,
         base: Tensor | None,
         x: Tensor,
         A: Tensor,
@@ -117,14 +116,14 @@ class _Branch(torch.autograd.Function):
             u = phi(u, activation, beta)
         z = u @ A.t()  # (tokens, r)
         h = phi(z, activation, beta) if placement.between else z
-        x_needed = ctx.needs_input_grad[2] or placement.before_a  # type: ignore[attr-defined]
+        x_needed = ctx.needs_input_grad[2] or placement.before_a
         ctx.save_for_backward(x if x_needed else None, z, A, B, bias)
-        ctx.x_dtype = x.dtype  # type: ignore[attr-defined]
-        ctx.setting = scaling, beta, activation, placement  # type: ignore[attr-defined]
-        return _expand(base, h, B, bias, *ctx.setting)  # type: ignore[attr-defined]
+        ctx.x_dtype = x.dtype
+        ctx.setting = scaling, beta, activation, placement
+        return _expand(base, h, B, bias, *ctx.setting)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             return _differentiable_backward(ctx, grad)
         x, z, A, B, bias = ctx.saved_tensors
@@ -145,7 +144,7 @@ class _Branch(torch.autograd.Function):
         dz = (grad @ B).mul_(scaling)  # (tokens, r)
         if placement.between:
             dz = phi_backward(dz, z, activation, beta)
-        u = None if x is None else x.to(A.dtype)
+        u: Any = None if x is None else x.to(A.dtype)  # there where A or σ before A needs it
         if need_A:
             grads[2] = dz.t() @ (phi(u, activation, beta) if placement.before_a else u)  # (r, in)
         if need_x:
@@ -170,10 +169,7 @@ def _expand(
     if placement.after_b:
         w = phi(F.linear(h, B, bias), activation, beta)
         return w.mul_(scaling) if base is None else w.mul_(scaling).add_(base)
-    if base is None:
-        out = (h * scaling) @ B.t()
-    else:
-        out = torch.addmm(base, h, B.t(), alpha=scaling)
+    out = (h * scaling) @ B.t() if base is None else torch.addmm(base, h, B.t(), alpha=scaling)
     return out if bias is None else out.add_(bias, alpha=scaling)
 
 

@@ -77,7 +77,7 @@ class Schedule:
         if end <= start:
             raise InvalidSettingError(
                 f"anneal_end={self.end!r} must come after anneal_start={self.start!r} "
-                f"(t_start={start:g}, t_end={end:g} steps or share of training); raise anneal_end or lower anneal_start."
+                f"(t_start={start:g}, t_end={end:g}, steps or share of training); raise the one or lower the other."
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from afa_lora.core.activation import Beta
 from afa_lora.core.errors import InvalidSettingError

@@ -35,7 +35,7 @@ EXCLUSIVE_SETTINGS = (
 
 
 @dataclass
-class AfaLoraConfig(LoraConfig):
+class AfaLoraConfig(LoraConfig):  # type: ignore[misc]
     """Configuration of an AFA-LoRA or, with ``use_dora=True``, AFA-DoRA adapter (arXiv 2512.22455).
 
     Every argument of :class:`peft.LoraConfig` keeps its meaning. ``to_dict()`` (and so the saved
@@ -78,8 +78,8 @@ class AfaLoraConfig(LoraConfig):
         for key in EXCLUSIVE_SETTINGS:
             if getattr(self, key):
                 raise InvalidSettingError(
-                    f"{key}={getattr(self, key)!r} replaces LoRA's B·A·x by a computation of its own, where an annealed "
-                    f"activation has no place. Leave {key} out, or use peft.LoraConfig for this adapter."
+                    f"{key}={getattr(self, key)!r} replaces LoRA's B·A·x by a computation of its own, where an "
+                    f"annealed activation has no place. Leave {key} out, or use peft.LoraConfig for this adapter."
                 )
         if self.init_lora_weights not in LINEAR_STARTS:
             raise InvalidSettingError(

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class _Fit:
         return (h.movedim(1, -1) if self._is_conv else h).double()
 
     def solve(self, site: str) -> None:
-        assert self.cross is not None and self.energy is not None
+        assert self.cross is not None
+        assert self.energy is not None
         self.slopes[site] = torch.where(self.energy > 0, self.cross / self.energy, 1.0)
         self.cross = self.energy = None
 
@@ -140,7 +142,7 @@ def linearize(
         losses_before: list[float] = []
         for site in SITES:
             if any(getattr(fit.variant.placement, site) for fit in fits):
-                losses_before = _run(model, fits, batches, lambda fit, x, keep, s=site: _accumulate(fit, x, keep, s))
+                losses_before = _run(model, fits, batches, partial(_accumulate, site))
                 for fit in fits:
                     if fit.cross is not None:
                         fit.solve(site)
@@ -173,7 +175,7 @@ def _fits(model: nn.Module, adapter_name: str | None) -> list[_Fit]:
     return fits
 
 
-def _accumulate(fit: _Fit, x: Tensor, keep: Tensor | None, wanted: str) -> None:
+def _accumulate(wanted: str, fit: _Fit, x: Tensor, keep: Tensor | None) -> None:
     for site, exact, linear in fit.trace(x):
         if site == wanted:
             target, regressor = (_rows(fit.channels_last(h), keep) for h in (exact, linear))

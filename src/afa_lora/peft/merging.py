@@ -25,8 +25,14 @@ def delta_weight(module: LoraLayer, adapter: str, dtype: torch.dtype) -> Tensor:
     B = module.lora_B[adapter].weight.detach().flatten(1).to(dtype)  # (out, r)
     delta = (B @ A) * module.scaling[adapter]  # (out, in)
     if isinstance(module, _ConvNd):
-        return delta.view(module.get_base_layer().weight.shape)
-    return transpose(delta, getattr(module, "fan_in_fan_out", False))
+        delta = delta.view(module.get_base_layer().weight.shape)
+    return lay_out(module, delta)
+
+
+def lay_out(module: LoraLayer, matrix: Tensor) -> Tensor:
+    """(out, in) to the layout of the layer's weight, and back: GPT-2's `Conv1D` stores (in, out)."""
+    laid_out: Tensor = transpose(matrix, getattr(module, "fan_in_fan_out", False))
+    return laid_out
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ def merge_safe(variant: AfaVariant, module: LoraLayer, adapter: str, weight: Ten
         raise ValueError(f"merging adapter {adapter!r} gives NaN or infinite weights; nothing was merged.")
     if not stores_plain_weight(module):
         return merged.to(weight.dtype)
-    target = module.get_base_layer().weight
+    target: Tensor = module.get_base_layer().weight
     _write(variant, target, merged)
     return target.data
 
@@ -90,4 +96,3 @@ def _memory_allows(weight: Tensor) -> bool:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     return bool(free - needed > MEMORY_RESERVE * total)
-

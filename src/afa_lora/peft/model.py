@@ -138,16 +138,14 @@ class AfaLoraModel(LoraModel):  # type: ignore[misc]
         cls, model: nn.Module, config: LoraConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state_dict, beta = checkpoint.without_beta(state_dict, config)
-        tensors: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
-        )
+        tensors: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         if isinstance(config, AfaLoraConfig):
             checkpoint.check_fit(model, config, adapter_name, tensors)
             config.state.restore(beta)
         return tensors
 
 
-def _anneal_layer(layer: nn.Module, config: AfaLoraConfig, adapter: str, key: str) -> None:
+def _anneal_layer(layer: LoraLayer, config: AfaLoraConfig, adapter: str, key: str) -> None:
     """Put the AFA variant around the one that PEFT chose for this layer."""
     known = type(layer) in PLAIN_LAYERS or (
         type(layer).__module__.startswith("peft.") and type(layer).__name__ in QUANTISED_LAYERS
@@ -155,7 +153,7 @@ def _anneal_layer(layer: nn.Module, config: AfaLoraConfig, adapter: str, key: st
     variant = make_variant(config, layer.lora_variant.get(adapter)) if known else None
     if variant is None:
         supported = ", ".join([c.__name__ for c in PLAIN_LAYERS] + ["Conv1D", *QUANTISED_LAYERS])
-        base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+        base = layer.get_base_layer()
         raise UnsupportedLayerError(
             f"{key} ({type(base).__name__}, PEFT layer {type(layer).__name__}) cannot carry an annealed activation and "
             f"would train as plain LoRA. Supported are {supported}. Take it out of target_modules (or add it to "

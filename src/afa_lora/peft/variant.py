@@ -9,7 +9,6 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.tuners.lora.variants import DoraLinearVariant, _DoraConvNdVariant
 from peft.utils.integrations import dequantize_module_weight
-from peft.utils.other import transpose
 from torch import Tensor, nn
 
 from afa_lora.core.activation import Activation, Beta, get_activation, phi, phi_backward
@@ -20,7 +19,6 @@ from afa_lora.core.placement import PLAIN, Placement
 from afa_lora.core.state import AnnealState
 from afa_lora.peft import merging
 from afa_lora.peft.config import AfaLoraConfig
-
 
 PATIENCE = 10  # training forwards without anyone setting β
 
@@ -74,7 +72,7 @@ class AfaVariant(LoraVariant):  # type: ignore[misc]
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(lora_A.weight.dtype)
         h = lora_A(self._phi(x) if placement.before_a else x)
         v = lora_B(self._phi(h) if placement.between else h)
-        branch = (self._phi(v) if placement.after_b else v) * scaling
+        branch: Tensor = (self._phi(v) if placement.after_b else v) * scaling
         return branch if result is None else result + branch
 
     def _watch(self, layer: nn.Module) -> None:
@@ -162,7 +160,7 @@ class AfaDoraVariant(AfaVariant):
         """‖W₀ + s·BA‖ per output row, (out,), detached. ``base_weight`` stands in for the layer's own W₀."""
         base = module.get_base_layer()
         weight = _base_weight(module) if base_weight is None else base_weight
-        rows = transpose(weight.detach(), getattr(module, "fan_in_fan_out", False)).flatten(1)  # (out, in)
+        rows = merging.lay_out(module, weight.detach()).flatten(1)  # (out, in)
         A = module.lora_A[adapter].weight.flatten(1)  # (r, in)
         B = module.lora_B[adapter].weight.flatten(1)  # (out, r)
         square = self._cached_square(base, rows) if base_weight is None else None
@@ -196,9 +194,10 @@ class AfaDoraVariant(AfaVariant):
         if x_is_channels_first:
             dropped = base._conv_forward(x, weight, None)
         else:
-            dropped = nn.functional.linear(x, transpose(weight, getattr(module, "fan_in_fan_out", False)))
+            dropped = nn.functional.linear(x, merging.lay_out(module, weight))
         branch = self._branch(module, active_adapter, x, None)
-        return result + (factor - 1) * dropped + factor * branch
+        out: Tensor = result + (factor - 1) * dropped + factor * branch
+        return out
 
     def merged_weight(self, module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
         """(m/‖W₀ + s·BA‖) ∘ (W₀ + s·BA) in float32."""
@@ -206,7 +205,7 @@ class AfaDoraVariant(AfaVariant):
         return merged * self._merge_factor(module, adapter, weight)
 
     def unmerged_weight(self, module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
-        factor = module._caches[f"{adapter}-afa-factor"]
+        factor: Tensor = module._caches[f"{adapter}-afa-factor"]
         return weight.to(opmath(weight)) / factor - merging.delta_weight(module, adapter, opmath(weight))
 
     def forget_merge(self, module: LoraLayer, adapter: str) -> None:
@@ -216,9 +215,9 @@ class AfaDoraVariant(AfaVariant):
         """m/‖W₀ + s·BA‖ shaped to multiply ``weight``. W₀ is the weight without the adapters merged before."""
         with module._unmerged_base_weight() as base_weight:
             norm = self.norm(module, adapter, base_weight)
-        factor = module.lora_magnitude_vector[adapter].weight.detach().flatten().to(norm.dtype) / norm
-        shape = (1, -1) if getattr(module, "fan_in_fan_out", False) else (-1, *(1,) * (weight.dim() - 1))
-        factor = factor.view(shape)
+        magnitude: Tensor = module.lora_magnitude_vector[adapter].weight.detach().flatten()
+        factor = magnitude.to(norm.dtype) / norm
+        factor = merging.lay_out(module, factor.view(-1, *(1,) * (weight.dim() - 1)))
         module._cache_store(f"{adapter}-afa-factor", factor)
         return factor
 
@@ -236,13 +235,13 @@ class _Phi(torch.autograd.Function):
     """φ_β that saves its input alone, for layers whose A and B must be called as modules."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, activation: Activation, beta: Beta) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, h: Tensor, activation: Activation, beta: Beta) -> Tensor:
         ctx.save_for_backward(h)
         ctx.setting = activation, beta
         return phi(h, activation, beta)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (h,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             activation, beta = ctx.setting
@@ -253,11 +252,12 @@ class _Phi(torch.autograd.Function):
 def _base_weight(module: LoraLayer) -> Tensor:
     """W₀, dequantised if need be (PEFT's helper for that breaks `torch.compile`'s graph, so only then)."""
     base = module.get_base_layer()
-    return base.weight if merging.stores_plain_weight(module) else dequantize_module_weight(base)
+    weight: Tensor = base.weight if merging.stores_plain_weight(module) else dequantize_module_weight(base)
+    return weight
 
 
 def _is_bare_linear(module: nn.Module) -> bool:
-    """Is calling the module the same as using its weight? Not so under hooks, wrappers (FSDP, TP) or for convolutions."""
+    """Is calling the module the same as using its weight? Not under hooks or wrappers (FSDP, TP), nor if it convolves."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter

@@ -42,4 +42,5 @@ class Annealer:
         A pure function of ``step``: a resumed loop calls it with the step it resumes at. Returns β (of the first
         adapter, where several have different schedules).
         """
-        return [state.set_step(step, self.total_steps) for state in self.states.values()][0]
+        betas = [state.set_step(step, self.total_steps) for state in self.states.values()]
+        return betas[0]

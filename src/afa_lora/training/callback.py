@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -13,7 +12,7 @@ from afa_lora.training.annealer import Annealer
 logger = logging.get_logger(__name__)
 
 
-class AnnealingCallback(TrainerCallback):  # type: ignore[misc]
+class AnnealingCallback(TrainerCallback):
     """Anneals every trainable AFA adapter over a training: ``SFTTrainer(..., callbacks=[AnnealingCallback()])``.
 
     β follows the global step alone, so resuming is exact, gradient accumulation holds it still, and a forward and its
@@ -30,9 +29,9 @@ class AnnealingCallback(TrainerCallback):  # type: ignore[misc]
         self._held_steps = 1
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._annealer = Annealer(model, state.max_steps)
+        self._annealer = Annealer(kwargs["model"], state.max_steps)
         self._held_steps = updates_per_generation(args)
         self._set(state)
 

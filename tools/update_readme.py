@@ -1,0 +1,80 @@
+"""Write the tables of README.md from the result files that `make bench` and the other commands leave.
+
+python tools/update_readme.py           # rewrite what stands between the begin and end marks
+python tools/update_readme.py --check   # exit with 1 if that would change anything
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MIB = 2**20
+
+LABELS = {
+    "base": "frozen base alone",
+    "peft-lora": "PEFT LoRA",
+    "peft-dora": "PEFT DoRA",
+    "afa-lora/after": "AFA-LoRA after the annealing",
+    "afa-dora/after": "AFA-DoRA after the annealing",
+}
+
+
+def _label(arm: str) -> str:
+    kind, _, placement = arm.partition("/")
+    return LABELS.get(arm) or f"{kind.upper().replace('LORA', 'LoRA').replace('DORA', 'DoRA')} annealing, {placement}"
+
+
+def step_table(document: dict[str, Any]) -> str:
+    """The benchmark of a training step as a Markdown table with what it ran on."""
+    settings, shape, where = document["settings"], document["shape"], document["provenance"]
+    lines = [
+        f"One training step, forward and backward, {settings['shape']} shape ({shape['num_hidden_layers']} layers, "
+        f"hidden {shape['hidden_size']}), {settings['batch']} × {settings['tokens']} tokens, rank {settings['rank']} "
+        f"on every linear layer, {settings['dtype']}, on {where['gpu'] or where['cpu']}, {where['threads']} threads, "
+        f"torch {where['versions']['torch']}, peft {where['versions']['peft']}. Medians of {settings['repeats']} "
+        "rounds in turn; ratios to PEFT's adapter of the same kind (the base's to PEFT LoRA). `make bench` repeats it.",
+        "",
+        "| | step, ms | × PEFT | saved for backward, MiB | × PEFT | peak, MiB | × PEFT |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {_label(row['arm'])} | {row['median_s'] * 1e3:.0f} | {row['ratio']:.3f} "
+        f"| {row['saved_for_backward_bytes'] / MIB:.1f} | {row['saved_ratio']:.3f} "
+        f"| {row['peak_bytes'] / MIB:.1f} | {row['peak_ratio']:.3f} |"
+        for row in document["arms"]
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {"step_cpu": ("benchmarks/results/step_cpu.json", step_table)}
+
+
+def updated(text: str) -> str:
+    """Return the README with every marked block written anew."""
+    for name, (file, render) in TABLES.items():
+        table = render(json.loads((ROOT / file).read_text(encoding="utf-8")))
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"README.md must have one block between {begin.strip()} and {end}.")
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}{table}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main() -> None:
+    before = README.read_text(encoding="utf-8")
+    after = updated(before)
+    if "--check" in sys.argv[1:]:
+        if after != before:
+            raise SystemExit("README.md differs from the result files; run python tools/update_readme.py")
+    else:
+        README.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
