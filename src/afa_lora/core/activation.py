@@ -127,4 +127,6 @@ def _lerp(start: Tensor, end: Tensor, weight: Beta) -> Tensor:
     if isinstance(weight, Tensor):  # lerp computes in float32 for half dtypes when the weight is a Python number
         opmath = torch.float32 if start.dtype in (torch.bfloat16, torch.float16) else start.dtype
         return torch.lerp(start.to(opmath), end.to(opmath), weight.to(opmath)).to(start.dtype)
-    return torch.lerp(start, end, weight)
+    if torch.is_grad_enabled() or end is start:
+        return torch.lerp(start, end, weight)
+    return torch.lerp(start, end, weight, out=end)  # `end` was made for this call: no second tensor of its size

@@ -257,7 +257,7 @@ def _base_weight(module: LoraLayer) -> Tensor:
 
 
 def _is_bare_linear(module: nn.Module) -> bool:
-    """Is calling the module the same as using its weight? Not under hooks or wrappers (FSDP, TP), nor if it convolves."""
+    """Is calling the module the same as using its weight? Not under hooks, wrappers (FSDP, TP), nor for conv layers."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
