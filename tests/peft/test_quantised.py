@@ -67,3 +67,30 @@ def test_merging_waits_for_beta_zero_and_loses_no_more_than_pefts(pair, token_id
     # needs; so one forward a model, and the unmerged reference from ours by the equality tested above.
     merged = [logits(model.merge_and_unload(), token_ids) for model in (ours, theirs)]
     assert_same(merged[0], merged[1], 0.1)
+
+
+class OneHqqLayer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        hqq = pytest.importorskip("hqq.core.quantize")
+        torch.manual_seed(0)
+        config = hqq.BaseQuantizeConfig(nbits=8, group_size=64)
+        linear = torch.nn.Linear(64, 64)
+        self.layer = hqq.HQQLinear(linear, quant_config=config, compute_dtype=torch.float32, device="cpu")
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_hqq(use_dora):
+    options = {"r": 4, "target_modules": ["layer"], "use_dora": use_dora}
+    theirs, ours = (adapted(OneHqqLayer(), cls(**options)) for cls in (LoraConfig, AfaLoraConfig))
+    assert type(ours.base_model.model.layer).__name__ == "HqqLoraLinear"
+    x = torch.randn(5, 64)
+    annealing = ours(x)
+    annealing.sum().backward()
+    set_beta(ours, 0.0)
+    assert_same(ours(x), theirs(x), 1e-6)
+    assert (annealing - ours(x)).abs().max() > 1e-3
+    assert_same(ours.merge_and_unload()(x), theirs.merge_and_unload()(x), 1e-6)

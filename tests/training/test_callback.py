@@ -1,5 +1,4 @@
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -140,43 +139,3 @@ def test_generation_steps_hold_beta():
         callback.on_step_begin(Arguments(), state, None)
         betas.append(round(20 * (1 - model.peft_config["default"].beta)))
     assert betas == [0] * 6 + [6] * 6 + [12] * 6 + [18] * 2 + [20]
-
-
-def test_trl_sft_trainer_needs_the_config_and_the_callback_only(tmp_path):
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-
-    base = tiny_model().unload()
-    trainer = trl.SFTTrainer(
-        base,
-        args=trl.SFTConfig(
-            output_dir=str(tmp_path),
-            max_steps=6,
-            per_device_train_batch_size=2,
-            report_to="none",
-            use_cpu=True,
-            logging_steps=1,
-            save_strategy="no",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            disable_tqdm=True,
-            bf16=False,
-            gradient_checkpointing=True,
-        ),
-        train_dataset=Dataset.from_list([{"input_ids": torch.randint(3, 64, (8,)).tolist()} for _ in range(16)]),
-        processing_class=tiny_tokenizer(),
-        peft_config=AfaLoraConfig(r=4, target_modules="all-linear"),
-        callbacks=[AnnealingCallback()],
-    )
-    trainer.train()
-    betas = [entry["afa/beta"] for entry in trainer.state.log_history if "loss" in entry]
-    assert betas == pytest.approx([1 - 1 / 1.8, 0, 0, 0, 0, 0])
-    assert not hasattr(trainer.model.merge_and_unload(), "peft_config")
-
-
-def tiny_tokenizer():
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {f"t{i}": i for i in range(64)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="t0", eos_token="t1", bos_token="t2")
