@@ -32,7 +32,7 @@ class TaskData(_Source):
     source: Literal["reasoning-gym"]
     task: str
     """The task's name, such as ``chain_sum``."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """The task's own settings, such as ``min_terms``."""
     train_items: PositiveInt = 1000
     """How many items to train on."""
@@ -62,7 +62,7 @@ class HubData(_Source):
     """The split to train on."""
     test: str | None = None
     """The split to test on; without it, test items are held out of the training split."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """New names for columns, as ``prompt: question``: what is called ``question`` there is the ``prompt``."""
     train_items: PositiveInt | None = None
     """Take only the first so many training items."""

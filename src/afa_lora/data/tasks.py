@@ -35,7 +35,7 @@ def make_samples(
         if len(samples) == count:
             break
         if not isinstance(entry["answer"], str):
-            raise DataError(f"data.task={task!r} gives no answer to learn from: many answers are right. Choose another.")
+            raise DataError(f"data.task={task!r} has no single right answer to learn. Choose another.")
         if entry["question"] in exclude:
             continue
         exclude.add(entry["question"])

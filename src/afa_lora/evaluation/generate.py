@@ -43,7 +43,7 @@ def generate_answers(
         chosen = longest_first[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [token_ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
         batch = batch.to(model.device)  # (batch, longest prompt)
-        generated = model.generate(
+        generated = model.generate(  # type: ignore[operator]
             **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         new_tokens = generated[:, batch["input_ids"].shape[1] :]  # (batch, ≤ max_new_tokens)

@@ -52,7 +52,8 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Write a PNG with the losses above and, if anything was annealed, β below; annealing windows are shaded."""
     annealed = [curve for curve in curves if curve.window is not None]
     figure = Figure(figsize=(7, 5 if annealed else 3.6), layout="constrained")
-    panels = figure.subplots(2 if annealed else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + bool(annealed)])[:, 0]
+    heights = [3, 1] if annealed else [1]
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for curve in curves:
         panels[0].plot(*zip(*curve.loss, strict=True), label=curve.name, linewidth=1.5)
     for curve in annealed:

@@ -25,7 +25,7 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-class TrainingProgress(TrainerCallback):  # type: ignore[misc]
+class TrainingProgress(TrainerCallback):
     """Shows step, loss and β of a Trainer; use it as a context manager around ``trainer.train()``."""
 
     def __init__(self, console: Console, description: str) -> None:

@@ -80,8 +80,9 @@ class RunFolder:
             changed = _differences(yaml.safe_load(self.recipe.read_text(encoding="utf-8")), yaml.safe_load(dumped))
             if changed:
                 raise RecipeError(
-                    f"output={str(self.path)!r} holds an interrupted run of another recipe (other {', '.join(changed)}). "
-                    "Choose another output, remove that folder, or give the same settings again to go on."
+                    f"output={str(self.path)!r} holds an interrupted run of another recipe"
+                    f" (other {', '.join(changed)})."
+                    " Choose another output, remove that folder, or give the same settings again to go on."
                 )
         write_atomic(self.recipe, dumped)
 

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from afa_lora.core.errors import AfaLoraError, closest
 from afa_lora.data import DataSource
@@ -62,11 +62,11 @@ class Recipe(Section):
     """The folder for checkpoints, adapter, merged model, curves and results."""
     data: DataSource
     """What to train and to test on; ``source`` is reasoning-gym, file or hub."""
-    adapter: dict[str, Any] = {}
-    """Arguments of `peft.LoraConfig`, such as ``r``, ``lora_alpha`` and ``target_modules`` (all-linear unless given)."""
+    adapter: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `peft.LoraConfig`, such as ``r`` and ``lora_alpha``; ``target_modules`` is all-linear by default."""
     anneal: AnnealSettings = AnnealSettings()
     """The annealed activation."""
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field(default_factory=dict)
     """Arguments of TRL's `SFTConfig`, passed on as they are."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """The check of generated answers."""
@@ -120,7 +120,9 @@ def parse_recipe(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        raise RecipeError("\n".join([f"{origin}:", *map(_explain, error.errors())])) from error
+        faults = {_place(fault): fault for fault in reversed(error.errors())}  # the first one at each place
+        lines = [f"  {place}: {_explain(fault)}" for place, fault in reversed(faults.items())]
+        raise RecipeError("\n".join([f"{origin}:", *lines])) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -137,20 +139,30 @@ def _check_keys(values: Mapping[str, Any], accepted: type, set_elsewhere: Mappin
             raise ValueError(f"{key!r} is no argument of {name}.{closest(key, known)}")
 
 
+def _place(fault: Mapping[str, Any]) -> str:
+    """The dotted key of a fault, without the parts by which pydantic tells the members of a union apart."""
+    tags = ("reasoning-gym", "file", "hub", "int", "float")
+    return ".".join(str(part) for part in fault["loc"] if part not in tags) or "top level"
+
+
 def _explain(fault: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"] if part not in ("reasoning-gym", "file", "hub")) or "top level"
-    message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "missing":
-        message = "this key is needed."
-    elif isinstance(fault["input"], str | int | float):
+        return "this key is needed."
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if isinstance(fault["input"], str | int | float):
         message += f" (it is {fault['input']!r})"
-        if fault["type"] == "literal_error":
-            message += closest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]))
-    return f"  {where}: {message}"
+    if fault["type"] == "literal_error":
+        message += closest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]))
+    return message
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number, as everywhere else, and a key given twice is an error."""
+    """YAML with the scalars of version 1.2 (1e-4 is a number, ``no`` is a word); a key given twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -160,12 +172,17 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{origin} is no valid YAML: {error}") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -72,7 +71,10 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
     folder.claim(recipe)
     items = load_data(recipe.data)
     options = {"trust_remote_code": args.trust_remote_code, **(recipe.train.get("model_init_kwargs") or {})}
-    model, tokenizer = load_model(recipe.model, report=console.print, **options)
+    model: PreTrainedModel | PeftModel
+    model, tokenizer = load_model(recipe.model, report=lambda text: _say(console, text), **options)
+    if model.device.type != args.device.type:
+        model.to(args.device)
     _check_chat_template(recipe, tokenizer)
 
     before = _test(model, tokenizer, items, recipe, console, "test before") if recipe.evaluate.before else None
@@ -82,21 +84,15 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
         model = _add_adapter(model, recipe)
     with console.status(f"Tokenizing {len(items.train) + len(items.test)} items …"):
         trainer = _make_trainer(model, tokenizer, items, args, recipe)
-    checkpoint = args.resume_from_checkpoint or _last_checkpoint(folder)
-    if checkpoint:
-        console.print(f"Going on from {checkpoint}.")
-    with PeakMemory() as memory, TrainingProgress(console, f"train {recipe.method}") as progress:
-        trainer.add_callback(progress)
-        started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - started
+    _say_what_was_dropped(trainer, items, console)
+    seconds, peak_memory = _train(trainer, folder, recipe, console)
     test_loss = trainer.evaluate()["eval_loss"] if items.test else None
     curve = read_curve(recipe.method, trainer.state.log_history)
     plot_curves([curve], folder.curves)
 
-    model, merge_report = trainer.model, None
     del trainer  # the optimizer's memory
     gc.collect()
+    merge_report = None
     if isinstance(model, PeftModel):
         with folder_atomic(folder.adapter) as temporary:
             model.save_pretrained(temporary)
@@ -107,7 +103,7 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
 
-    result = SftResult(folder, before, after, test_loss, curve, seconds, memory.bytes, merge_report)
+    result = SftResult(folder, before, after, test_loss, curve, seconds, peak_memory, merge_report)
     folder.write_results(recipe, items, result)
     return result
 
@@ -147,38 +143,69 @@ def _add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 
 
 def _make_trainer(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, args: SFTConfig, recipe: Recipe
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    args: SFTConfig,
+    recipe: Recipe,
 ) -> SFTTrainer:
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=to_dataset(items.train),
-        eval_dataset=to_dataset(items.test) if items.test else None,
-        processing_class=tokenizer,
-        callbacks=[AnnealingCallback()] if recipe.anneals else [],
-    )
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=to_dataset(items.train),
+            eval_dataset=to_dataset(items.test) if items.test else None,
+            processing_class=tokenizer,
+            callbacks=[AnnealingCallback()] if recipe.anneals else [],
+        )
+    except ValueError as error:  # TRL's way to refuse settings that do not go together
+        raise RecipeError(f"train: {error}") from error
     for callback in (PrinterCallback, ProgressCallback):  # `TrainingProgress` stands in for both
         trainer.remove_callback(callback)
     return trainer
 
 
-def _last_checkpoint(folder: RunFolder) -> str | None:
-    return get_last_checkpoint(str(folder.checkpoints)) if folder.checkpoints.is_dir() else None
+def _say_what_was_dropped(trainer: SFTTrainer, items: Items, console: Console) -> None:
+    """TRL drops items whose prompt alone fills ``max_length``, without a word."""
+    dropped = len(items.train) - len(trainer.train_dataset)
+    if dropped <= 0 or trainer.args.packing:
+        return
+    text = f"{dropped} of {len(items.train)} training items have no completion within max_length"
+    if dropped == len(items.train):
+        raise RecipeError(f"train.max_length={trainer.args.max_length} is too small: {text}.")
+    _say(console, f"{text} {trainer.args.max_length}; they are dropped.")
+
+
+def _train(trainer: SFTTrainer, folder: RunFolder, recipe: Recipe, console: Console) -> tuple[float, int]:
+    """Train, from the last checkpoint if there is one. Returns seconds and the peak memory in bytes."""
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint is None and folder.checkpoints.is_dir():
+        checkpoint = get_last_checkpoint(str(folder.checkpoints))
+    if checkpoint:
+        _say(console, f"Going on from {checkpoint}.")
+    with PeakMemory() as memory, TrainingProgress(console, f"train {recipe.method}") as progress:
+        trainer.add_callback(progress)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+    return seconds, memory.bytes
 
 
 def _merge(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, console: Console
 ) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
     """Merge if the adapter is linear; if it is not, say so and go on with the adapter as it is."""
-    prompts = [list(sample.prompt) for sample in (items.test or items.train)[:PROBE_ITEMS]]
-    probe = tokenizer.apply_chat_template(
-        prompts, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-    )
+    texts = [
+        tokenizer.apply_chat_template(list(sample.prompt), tokenize=False)
+        for sample in (items.test or items.train)[:PROBE_ITEMS]
+    ]
+    probe = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
     try:
-        merged, report = merge(model, probe.to(model.device))
+        merged, report = merge(model, probe)
     except NotLinearError as error:
-        console.print(f"[yellow]Not merged:[/] {error}")
+        _say(console, f"Not merged: {error}")
         return model, None
+    assert isinstance(merged, PreTrainedModel)
     return merged, report
 
 
@@ -203,3 +230,8 @@ def _test(
             batch_size=recipe.evaluate.batch_size,
             advance=lambda count: progress.advance(bar, count),
         )
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a sentence as it is: paths and other people's messages may hold square brackets."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

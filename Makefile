@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself; PYTHON names the interpreter to build it with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CORES := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+
+# Models and data come from the package index or from local files, never from a hub.
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench clean
+
+help:  ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# torch goes first and exactly: an open range would let the resolver weigh every CUDA build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV); the first time takes a few minutes."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+install: $(INSTALLED)  ## set up .venv with the tested versions
+
+demo: $(INSTALLED)  ## train a small model as LoRA and as AFA-LoRA, merge, compare (under 10 minutes on 2 cores)
+	$(BIN)/afa demo
+
+# One single-threaded worker a core: the tests' models are far too small for a second thread to help them.
+test: $(INSTALLED)  ## run the tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --durations=15 $(PYTEST_ARGS)
+
+check: $(INSTALLED)  ## lint, formatting, types, import contracts, documentation links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_links.py
+
+format: $(INSTALLED)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## time and memory of a training step beside PEFT's
+	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,5 @@
+"""``python -m afa_cli`` is ``afa``."""
+
+from afa_cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""``afa sft``, ``afa schedule`` and ``afa demo``, and errors that are not the user's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Afa
+
+
+@pytest.fixture
+def recipe(chat_model: Path, tmp_path: Path) -> Path:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"instruction": f"Say yes to {i}.", "input": "", "output": "yes"} for i in range(24)]))
+    settings = {
+        "model": str(chat_model),
+        "output": str(tmp_path / "run"),
+        "data": {"source": "file", "train": str(data), "test_items": 8},
+        "train": {"max_steps": 4, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no"},
+        "evaluate": {"max_new_tokens": 4},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_sft_prints_numbers_and_places(afa: Afa, recipe: Path, tmp_path: Path) -> None:
+    done = afa("sft", recipe, "adapter.r=4", "train.learning_rate=2e-2")
+    assert done.code == 0
+    for part in ("accuracy on held-out items", "peak memory", "merged = unmerged", str(tmp_path / "run" / "model")):
+        assert part in done.out
+    assert "Tokenizing train dataset" not in done.err
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["adapter"] == {"r": 4}
+    assert saved["train"]["learning_rate"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("anneal.placement=B-A", "placement"),
+        ("anneal.activation=sigmoid", "activation"),
+        ("anneal.schedule=cosin", "Did you mean 'cosine'?"),
+        ("anneal.anneal_end=0.0", "must come after"),
+        ("adapter.r=0", "r=0"),
+        ("adapter.target_modules=[w_q]", "w_q"),
+        ("adapter.rank=8", "'rank' is no argument of peft.LoraConfig"),
+        ("train.lr=1", "'lr' is no argument of trl.SFTConfig"),
+        ("data.train=nowhere.json", "nowhere.json: there is no such file"),
+        ("model=smollm2-135", "Did you mean 'smollm2-135m'?"),
+        ("model=./nowhere", "there is no such folder"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_code_two(afa: Afa, recipe: Path, override: str, message: str) -> None:
+    refused = afa("sft", recipe, override)
+    assert refused.code == 2
+    assert message in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_recipe_that_is_not_there(afa: Afa) -> None:
+    refused = afa("sft", "nowhere.yaml")
+    assert refused.code == 2
+    assert "There is no recipe nowhere.yaml" in refused.err
+
+
+def test_an_error_of_ours_keeps_its_traceback(afa: Afa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import afa_lora.sft
+
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(afa_lora.sft, "run_sft", broken)
+    with pytest.raises(ZeroDivisionError):
+        afa("sft", recipe)
+
+
+def test_schedule_draws_and_writes(afa: Afa, tmp_path: Path) -> None:
+    out = tmp_path / "beta.png"
+    done = afa("schedule", "--kind", "linear", "--kind", "step", "--end", "0.6", "--steps", "50", "--out", out)
+    assert done.code == 0
+    assert "linear" in done.out
+    assert "cosine" not in done.out
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kind", "liner"), "Did you mean 'linear'?"),
+        (("--start", "0.5", "--end", "0.5"), "must come after"),
+        (("--end", "30.5"), "out of range"),
+        (("--end", "soon"), "'soon' is no number"),
+        (("--steps", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_schedule_refuses(afa: Afa, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    refused = afa("schedule", *arguments, "--out", tmp_path / "x.png")
+    assert refused.code == 2
+    assert message in refused.err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_demo_compares_both_methods_and_can_be_repeated(
+    afa: Afa, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import afa_lora.sft.demo as demo
+
+    settings: dict[str, Any] = {**demo.SETTINGS, "model": str(chat_model)}
+    settings["data"] = {**settings["data"], "train_items": 16, "test_items": 4}
+    monkeypatch.setattr(demo, "SETTINGS", settings)
+    for _ in range(2):
+        done = afa("demo", "--out", tmp_path / "demo")
+        assert done.code == 0
+        for part in ("before", "LoRA", "AFA-LoRA", "merged = unmerged", "What to type next", "afa inspect"):
+            assert part in done.out
+    assert (tmp_path / "demo" / "curves.png").is_file()
+    for method in ("lora", "afa-lora"):
+        numbers = json.loads((tmp_path / "demo" / method / "results.json").read_text())
+        assert numbers["merge"]["max_logit_difference"] < 1e-4
+    assert afa("inspect", tmp_path / "demo" / "afa-lora" / "adapter").out.startswith("kind        plain LoRA")
+
+
+def test_demo_and_quickstart_are_the_same_training() -> None:
+    from afa_lora.sft.demo import SETTINGS
+    from afa_lora.sft.recipe import load_recipe, parse_recipe
+
+    quickstart = load_recipe(Path(__file__).parents[2] / "recipes" / "sft" / "quickstart.yaml")
+    demo = parse_recipe({**SETTINGS, "output": "x"})
+    for section in ("model", "method", "data", "adapter", "anneal", "evaluate"):
+        assert getattr(quickstart, section) == getattr(demo, section)
+    saving = {"save_steps", "save_strategy"}
+    assert {k: v for k, v in quickstart.train.items() if k not in saving} == {
+        k: v for k, v in demo.train.items() if k not in saving
+    }
+
+
+@pytest.mark.parametrize("missing", ["typer", "datasets"])
+def test_a_missing_extra_is_named(missing: str) -> None:
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['afa', 'demo', '--out', '/nowhere/demo']; "
+        "from afa_cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'afa-lora[sft]'" in done.stderr
+    assert "Traceback" not in done.stderr
