@@ -137,7 +137,7 @@ class _Branch(torch.autograd.Function):
         if need_bias:
             grads[4] = grad.sum(0) * scaling
         if need_B:
-            grads[3] = ((h * scaling).t() @ grad).t()  # (out, r); the wide factor last: a quarter faster on CPUs
+            grads[3] = grad.t() @ (h * scaling)  # (out, r)
         if not need_x and not need_A:
             return *grads, None, None, None, None
 
