@@ -13,7 +13,7 @@ TEMPLATE = (
 )
 
 
-def save_tiny_chat_model(folder: Path, layers: int = 2) -> Path:
+def save_tiny_chat_model(folder: Path, layers: int = 2, hidden: int = 32) -> Path:
     """Write the model to ``folder`` and return it. The same weights every time."""
     tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
@@ -26,7 +26,7 @@ def save_tiny_chat_model(folder: Path, layers: int = 2) -> Path:
     fast.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokens),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=layers,
         num_attention_heads=4,

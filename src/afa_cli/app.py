@@ -169,8 +169,6 @@ def demo(
     Example:
       afa demo
     """
-    # The demo runs on shared machines too, where threads that wait by spinning slow everything down tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _load_quietly()
     from rich.console import Console
 
@@ -189,6 +187,8 @@ def _bound(option: str, text: str) -> int | float:
 
 def _load_quietly() -> None:
     """Import the heavy libraries without the progress bars of their short steps; long work has bars of its own."""
+    # Threads that wait by spinning slow a training on shared cores down tenfold. OpenMP reads this when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import datasets
     from transformers.utils import logging as transformers_logging

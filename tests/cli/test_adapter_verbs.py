@@ -172,12 +172,18 @@ def test_an_annealing_adapter_is_not_merged(afa: Afa, annealing: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_of_another_model_is_not_merged(afa: Afa, plain: Path, chat_model: Path, tmp_path: Path) -> None:
-    other = save_tiny_chat_model(tmp_path / "other", layers=3)
+@pytest.mark.parametrize(
+    ("change", "message"), [({"layers": 3}, "4 tensors are missing"), ({"hidden": 16}, "mismatch")]
+)
+def test_an_adapter_of_another_model_is_not_merged(
+    afa: Afa, plain: Path, tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    other = save_tiny_chat_model(tmp_path / "other", **change)
     refused = afa("merge", plain, "--out", tmp_path / "out", "--base", other)
     assert refused.code == 2
-    assert "does not fit this model" in refused.err
-    assert str(chat_model) in refused.err
+    assert f"{plain} does not fit the base model {other}" in refused.err
+    assert message in refused.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_merge_does_not_overwrite(afa: Afa, plain: Path, tmp_path: Path) -> None:

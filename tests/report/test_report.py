@@ -33,6 +33,7 @@ def test_curve_holds_training_losses_and_betas_alone() -> None:
     assert curve.loss == ((1, 3.0), (2, 2.0), (3, 1.0))
     assert curve.beta == ((1, 0.5), (2, 0.0), (3, 0.0))
     assert curve.window == (1, 2)
+    assert curve.final_loss == 1.0
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,11 @@ def test_curve_holds_training_losses_and_betas_alone() -> None:
 )
 def test_window(betas: tuple[tuple[int, float], ...], window: tuple[int, int] | None) -> None:
     assert Curve("x", (), betas).window == window
+
+
+def test_final_loss_is_the_mean_of_the_last_tenth() -> None:
+    assert Curve("x", tuple((step, float(step)) for step in range(1, 31)), ()).final_loss == 29.0
+    assert Curve("x", (), ()).final_loss is None
 
 
 @pytest.mark.parametrize("names", [("lora",), ("afa-lora",), ("lora", "afa-lora")])

@@ -71,7 +71,7 @@ def test_scalars_are_read_as_yaml_1_2_has_them(
 
 
 def test_dumped_recipe_reads_back_equal(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["train"]["save_strategy"] = "no"
+    settings["train"] |= {"save_strategy": "no", "run_name": "1e-4", "hub_model_id": "true"}
     recipe = parse_recipe(settings)
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 

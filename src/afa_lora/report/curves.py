@@ -30,6 +30,12 @@ class Curve:
     beta: tuple[tuple[int, float], ...]
 
     @property
+    def final_loss(self) -> float | None:
+        """The mean of the last tenth of the logged losses, at least of one; ``None`` if none was logged."""
+        last = self.loss[-max(1, len(self.loss) // 10) :]
+        return sum(value for _, value in last) / len(last) if last else None
+
+    @property
     def window(self) -> tuple[int, int] | None:
         """The first logged step and the first one with β = 0, or the last one; ``None`` if nothing was annealed."""
         if not any(value > 0 for _, value in self.beta):

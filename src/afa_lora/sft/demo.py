@@ -25,8 +25,8 @@ SETTINGS: dict[str, Any] = {
         "task": "chain_sum",
         "options": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
         "system": "",  # the chat template's own system message would double the tokens of an item
-        "train_items": 640,
-        "test_items": 200,
+        "train_items": 384,
+        "test_items": 150,
     },
     "adapter": {"r": 16, "lora_alpha": 32},
     "train": {
@@ -53,7 +53,9 @@ def run_demo(out: Path, console: Console) -> dict[str, SftResult]:
     Returns:
         the results by method.
     """
-    console.print("SmolLM2-135M-Instruct learns sums of two two-digit numbers, as LoRA and as AFA-LoRA.\n")
+    console.print(
+        "SmolLM2-135M-Instruct learns to add and subtract two-digit numbers, as LoRA and as AFA-LoRA.\n", soft_wrap=True
+    )
     results: dict[str, SftResult] = {}
     for method in METHODS:
         recipe = _recipe(method, out / method, test_before=not results)

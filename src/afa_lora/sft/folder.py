@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 import afa_lora
 from afa_lora.data import Items, fingerprint
 from afa_lora.evaluation import Accuracy
 from afa_lora.files import write_atomic
-from afa_lora.sft.recipe import Recipe, RecipeError, dump_recipe
+from afa_lora.sft.recipe import Recipe, RecipeError, dump_recipe, parse_yaml
 
 if TYPE_CHECKING:
     from afa_lora.sft.run import SftResult
@@ -77,7 +76,8 @@ class RunFolder:
             )
         dumped = dump_recipe(recipe)
         if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()) and self.recipe.is_file():
-            changed = _differences(yaml.safe_load(self.recipe.read_text(encoding="utf-8")), yaml.safe_load(dumped))
+            started = parse_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
+            changed = _differences(started, parse_yaml(dumped, "recipe"))
             if changed:
                 raise RecipeError(
                     f"output={str(self.path)!r} holds an interrupted run of another recipe"

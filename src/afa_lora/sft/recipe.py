@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator
@@ -103,7 +103,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     if not path.is_file():
         raise RecipeError(f"There is no recipe {path} (looked for it in {Path.cwd()}).")
-    settings = _parse(path.read_text(encoding="utf-8"), str(path))
+    settings = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} must hold keys and values, such as 'model: smollm2-135m'.")
     for override in overrides:
@@ -127,7 +127,7 @@ def parse_recipe(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, defaults included; `load_recipe` reads it back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _check_keys(values: Mapping[str, Any], accepted: type, set_elsewhere: Mapping[str, str], name: str) -> None:
@@ -159,11 +159,6 @@ def _explain(fault: Mapping[str, Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2 (1e-4 is a number, ``no`` is a word); a key given twice is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
@@ -176,11 +171,27 @@ _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
 )
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _parse(text: str, origin: str) -> Any:
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that `_Loader` would take for something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parse YAML; ``origin`` says in messages where it comes from.
+
+    Raises:
+        RecipeError: it is none.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -199,4 +210,4 @@ def _apply(override: str, settings: dict[str, Any]) -> None:
         if not isinstance(inner, dict):
             raise RecipeError(f"The override {override!r}: {parent!r} is a value, not a section.")
         section = inner
-    section[last] = _parse(value, f"The override {override!r}")
+    section[last] = parse_yaml(value, f"The override {override!r}")

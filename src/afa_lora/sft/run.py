@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
@@ -74,7 +75,7 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
     model: PreTrainedModel | PeftModel
     model, tokenizer = load_model(recipe.model, report=lambda text: _say(console, text), **options)
     if model.device.type != args.device.type:
-        model.to(args.device)
+        model.to(args.device)  # type: ignore[arg-type]
     _check_chat_template(recipe, tokenizer)
 
     before = _test(model, tokenizer, items, recipe, console, "test before") if recipe.evaluate.before else None
@@ -167,13 +168,16 @@ def _make_trainer(
 
 def _say_what_was_dropped(trainer: SFTTrainer, items: Items, console: Console) -> None:
     """TRL drops items whose prompt alone fills ``max_length``, without a word."""
-    dropped = len(items.train) - len(trainer.train_dataset)
-    if dropped <= 0 or trainer.args.packing:
+    args, left = trainer.args, trainer.train_dataset
+    assert isinstance(args, SFTConfig)
+    assert isinstance(left, Dataset)
+    dropped = len(items.train) - len(left)
+    if dropped <= 0 or args.packing:
         return
     text = f"{dropped} of {len(items.train)} training items have no completion within max_length"
     if dropped == len(items.train):
-        raise RecipeError(f"train.max_length={trainer.args.max_length} is too small: {text}.")
-    _say(console, f"{text} {trainer.args.max_length}; they are dropped.")
+        raise RecipeError(f"train.max_length={args.max_length} is too small: {text}.")
+    _say(console, f"{text} {args.max_length}; they are dropped.")
 
 
 def _train(trainer: SFTTrainer, folder: RunFolder, recipe: Recipe, console: Console) -> tuple[float, int]:

@@ -34,10 +34,10 @@ def comparison(results: Mapping[str, SftResult], before: Accuracy | None) -> Tab
         "accuracy on held-out items": [_accuracy(r.after) for r in results.values()],
         "  95% interval": [_interval(r.after) for r in results.values()],
         "loss on held-out items": [_number(r.test_loss) for r in results.values()],
-        "training loss, last step": [_number(r.curve.loss[-1][1]) if r.curve.loss else "–" for r in results.values()],
+        "training loss, last tenth": [_number(r.curve.final_loss) for r in results.values()],
         "training time": [f"{r.seconds:.0f} s" for r in results.values()],
         "peak memory": [f"{r.peak_memory / 2**20:,.0f} MiB" for r in results.values()],
-        "merged = unmerged, logits differ by": [_merge(r) for r in results.values()],
+        "merged = unmerged to": [_merge(r) for r in results.values()],
     }
     first = {"accuracy on held-out items": _accuracy(before), "  95% interval": _interval(before)}
     for name, cells in rows.items():
@@ -58,4 +58,6 @@ def _number(value: float | None) -> str:
 
 
 def _merge(result: SftResult) -> str:
-    return "–" if result.merge is None else f"{result.merge.max_logit_difference:.1e}"
+    """The largest change of a logit, beside the largest logit."""
+    report = result.merge
+    return "–" if report is None else f"{report.max_logit_difference:.1e} of {report.max_logit:.0f}"
