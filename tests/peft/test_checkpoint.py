@@ -127,7 +127,7 @@ def test_a_truncated_file_gives_one_message(tiny_llama, folder, keep):
 
 
 def test_an_adapter_for_another_architecture(tiny_gpt2, folder):
-    with pytest.raises(CorruptedAdapterError, match="targets modules that GPT2LMHeadModel does not have"):
+    with pytest.raises(CorruptedAdapterError, match="does not fit GPT2LMHeadModel; it was made for another base model"):
         load_adapter(tiny_gpt2, folder)
 
 
@@ -135,6 +135,17 @@ def test_an_adapter_for_a_base_model_of_another_size(tiny_llama, tmp_path, folde
     wider = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "hidden_size": 64}))
     with pytest.raises(CorruptedAdapterError, match=r"14 have another shape .* made for another base model"):
         load_adapter(wider, folder)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"intermediate_size": 96}])
+def test_a_plain_adapter_for_another_base_model(tiny_llama, tmp_path, change):
+    adapted(copy.deepcopy(tiny_llama), LoraConfig(r=4, target_modules="all-linear")).save_pretrained(tmp_path)
+    config_file = tmp_path / "adapter_config.json"
+    saved = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**saved, "target_modules": "all-linear"}))
+    other = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "layer_types": None, **change}))
+    with pytest.raises(CorruptedAdapterError, match="does not fit LlamaForCausalLM; it was made for another base"):
+        load_adapter(other, tmp_path)
 
 
 def test_another_shape(tiny_llama, folder):

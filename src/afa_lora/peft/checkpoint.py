@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.error import NoMatchingPeftModuleError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from afa_lora.core.errors import CorruptedAdapterError, NotLinearError
+from afa_lora.core.errors import AfaLoraError, CorruptedAdapterError, NotLinearError
 from afa_lora.peft.config import AfaLoraConfig
 
 BETA_KEY = "afa_beta"
@@ -75,15 +76,29 @@ def load_adapter(model: nn.Module, path: str | Path, is_trainable: bool = False)
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no adapter_config.json, so it is not an adapter folder.")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        loaded: PeftModel = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except SafetensorError as error:
         raise CorruptedAdapterError(
-            f"{folder / 'adapter_model.safetensors'} is damaged or truncated ({error}). "
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged or truncated ({error}). "
             "Restore it from the training run's last checkpoint."
         ) from error
-    except NoMatchingPeftModuleError as error:
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    except AfaLoraError:
+        raise
+    except (NoMatchingPeftModuleError, RuntimeError) as error:  # other modules, or the same ones in another shape
+        first = " ".join(str(error).splitlines()[:2])  # torch lists every tensor
+        raise CorruptedAdapterError(f"{_for_another_model(folder, model)}: {first}") from error
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        missing = sorted(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - set(file.keys()))
+    if missing:  # PEFT fills up a plain adapter in silence
         raise CorruptedAdapterError(
-            f"the adapter in {folder} targets modules that {type(model).__name__} does not have; it was made for "
-            f"another base model (its config names {base!r})."
-        ) from error
+            f"{_for_another_model(folder, model)}: {len(missing)} tensors are missing, the first is {missing[0]}"
+        )
+    return loaded
+
+
+def _for_another_model(folder: Path, model: nn.Module) -> str:
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    return (
+        f"the adapter in {folder} does not fit {type(model).__name__}; it was made for another base model (its config "
+        f"names {base!r})"
+    )

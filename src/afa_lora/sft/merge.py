@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from afa_lora import AfaLoraError, CorruptedAdapterError, MergeReport, load_adapter, merge
+from afa_lora import AfaLoraError, MergeReport, load_adapter, merge
 from afa_lora.files import folder_atomic
 from afa_lora.models import load_model
 
@@ -35,27 +33,9 @@ def merge_adapter(adapter: Path, out: Path, *, probe: str, base: str | None = No
     if not base:
         raise AfaLoraError(f"{adapter} does not say which base model it is for. Name the base model (--base).")
     model, tokenizer = load_model(base, dtype="auto")
-    merged, report = merge(_load(adapter, model, base), tokenizer(probe, return_tensors="pt"))
+    merged, report = merge(load_adapter(model, adapter), tokenizer(probe, return_tensors="pt"))
     assert isinstance(merged, PreTrainedModel)
     with folder_atomic(out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return report
-
-
-def _load(adapter: Path, model: PreTrainedModel, base: str) -> PeftModel:
-    """Load an adapter that has a tensor for every adapted layer; PEFT would fill up a plain one that has not."""
-    try:
-        loaded = load_adapter(model, adapter)
-    except AfaLoraError:
-        raise
-    except RuntimeError as error:  # torch: tensors of another shape
-        raise CorruptedAdapterError(f"{adapter} does not fit the base model {base}: {error}") from error
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        missing = sorted(get_peft_model_state_dict(loaded, save_embedding_layers=False).keys() - set(file.keys()))
-    if missing:
-        raise CorruptedAdapterError(
-            f"{adapter} does not fit the base model {base}: {len(missing)} tensors are missing, the first is "
-            f"{missing[0]}. Name the model that it was made for (--base)."
-        )
-    return loaded
