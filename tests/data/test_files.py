@@ -1,163 +1,241 @@
-"""Local files: the three forms, and one clear message for whatever is wrong with a file."""
+"""Local files of every kind, folders of them, and one clear message for whatever is wrong with one."""
 
+import csv
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from afa_lora.data import DataError, FileData, Sample, fingerprint, load_data, to_dataset
-from afa_lora.data.files import read_samples
-
-ASK = {"role": "user", "content": "2 + 2?"}
-SAY = {"role": "assistant", "content": "4"}
-SYSTEM = {"role": "system", "content": "Be brief."}
+from afa_lora.data import DataError, FileData, fingerprint, load_data
+from afa_lora.data.files import READERS, find_files
+from tests.data.reading import numbered, questions, read, write
 
 
-def write(folder: Path, content: Any, name: str = "data.jsonl") -> Path:
-    path = folder / name
-    path.write_text(content if isinstance(content, str) else "\n".join(json.dumps(item) for item in content))
-    return path
+def encoded(records: list[dict[str, Any]], kind: str) -> bytes:
+    """The records as a file of a kind."""
+    if kind.endswith(".gz"):
+        return gzip.compress(encoded(records, kind.removesuffix(".gz")))
+    buffer = io.BytesIO()
+    if kind == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(records), buffer)
+        return buffer.getvalue()
+    if kind == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue().encode()
+    return (json.dumps(records, indent=2) if kind == ".json" else "\n".join(map(json.dumps, records))).encode()
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"prompt": "2 + 2?", "completion": "4"},
-        {"prompt": [ASK], "completion": [SAY]},
-        {"prompt": [ASK], "completion": "4"},
-        {"messages": [ASK, SAY]},
-        {"instruction": "2 + 2?", "input": "", "output": "4", "answer": "unused"},
-        {"instruction": "2 + 2?", "output": "4", "input": None},
-    ],
-)
-def test_every_form_becomes_the_same_sample(tmp_path: Path, record: dict[str, Any]) -> None:
-    (sample,) = read_samples(write(tmp_path, [record]))
-    assert (sample.prompt, sample.completion) == ((ASK,), "4")
-    assert sample.entry == record
+@pytest.mark.parametrize("kind", READERS)
+def test_every_kind_of_file_holds_the_same(tmp_path: Path, kind: str) -> None:
+    records = [{"prompt": f'[{i}, {{ "é,\n', "completion": "]\n" + "long" * 50_000 * (i == 3)} for i in range(5)]
+    path = tmp_path / f"my.data{kind.upper()}"
+    path.write_bytes(encoded(records, kind))
+    assert [sample.entry for sample in read(path)] == records
 
 
-def test_input_stands_below_the_instruction(tmp_path: Path) -> None:
-    (sample,) = read_samples(write(tmp_path, [{"instruction": "Add.", "input": "2 and 2", "output": "4"}]))
-    assert sample.prompt[0]["content"] == "Add.\n\n2 and 2"
+@pytest.mark.parametrize("kind", [".json", ".jsonl.gz", ".csv"])
+def test_a_byte_order_mark_is_no_content(tmp_path: Path, kind: str) -> None:
+    content = "\ufeff".encode() + encoded(numbered(2), kind.removesuffix(".gz"))
+    path = tmp_path / f"data{kind}"
+    path.write_bytes(gzip.compress(content) if kind.endswith(".gz") else content)
+    assert questions(read(path)) == ["item 0", "item 1"]
 
 
-def test_every_assistant_turn_is_learnt_with_what_came_before(tmp_path: Path) -> None:
-    again = {"role": "user", "content": "Sure?"}
-    yes = {"role": "assistant", "content": "Yes."}
-    first, second = read_samples(write(tmp_path, [{"messages": [ASK, SAY, again, yes]}]))
-    assert (first.prompt, first.completion) == ((ASK,), "4")
-    assert (second.prompt, second.completion) == ((ASK, SAY, again), "Yes.")
-
-
-def test_system_message_is_put_first_unless_there_is_one(tmp_path: Path) -> None:
-    records = [{"prompt": "2 + 2?", "completion": "4"}, {"messages": [SYSTEM, ASK, SAY]}]
-    plain, own = read_samples(write(tmp_path, records), system="")
-    assert plain.prompt == ({"role": "system", "content": ""}, ASK)
-    assert own.prompt == (SYSTEM, ASK)
-
-
-def test_json_arrays_and_lines_hold_the_same(tmp_path: Path) -> None:
-    records = [{"prompt": f"[{i}, {{", "completion": "]\n"} for i in range(5)]
-    array = write(tmp_path, "\ufeff" + json.dumps(records, indent=2), "data.json")
-    assert read_samples(array) == read_samples(write(tmp_path, records))
+GOOD = '{"prompt": "a", "completion": "b"}'
 
 
 @pytest.mark.parametrize(
     ("content", "line", "fault"),
     [
-        ('{"prompt": "a", "completion": "b"}\n\n{"prompt": "a" "completion": "b"}', 3, "not valid JSON: Expecting ','"),
-        ('[\n{"prompt": "a",\n "completion": "b"},\n{"prompt" "a"}\n]', 4, "not valid JSON: Expecting ':'"),
-        ('[\n{"prompt": "a",\n "completion": "b"},\n\n{"prompt": "a"}\n]', 5, "the record has the columns 'prompt'"),
-        ('{"prompt": "a", "completion": "b"}\n{"text": "a"}', 2, "needs prompt/completion or messages or instruction"),
-        ('{"prompt": "a", "completion": "b"}\n7', 2, "expected a JSON object, found 7"),
-        ('{"prompt": "a", "completion": 7}', 1, "'completion' must be a text"),
-        ('{"prompt": " ", "completion": "b"}', 1, "'prompt' is empty"),
-        ('{"prompt": "a", "completion": [{"role": "user", "content": "b"}]}', 1, "one assistant message"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', 1, "no assistant message"),
-        ('{"messages": [{"from": "human", "value": "a"}]}', 1, "messages with 'role' and 'content'"),
-        ('{"messages": "a"}', 1, "non-empty list of messages"),
-        ('{"instruction": "a", "input": 3, "output": "b"}', 1, "'input' must be a text, not int"),
+        (f'{GOOD}\n\n{{"prompt": "a" "completion": "b"}}', 3, "not valid JSON: Expecting ',' delimiter at column 16"),
+        (f'[\n{GOOD[:14]}\n{GOOD[14:]},\n{{"prompt" "a"}}\n]', 4, "not valid JSON: Expecting ':'"),
+        (f'[\n{GOOD[:14]}\n{GOOD[14:]},\n\n{{"prompt": "a"}}\n]', 5, "the record has the columns 'prompt'"),
+        (f"{GOOD}\n7", 2, "expected a JSON object, found 7"),
+        ("\n".join([GOOD] * 16 + [GOOD[:-1]] + [GOOD] * 3), 17, "this is not valid JSON: Expecting ',' delimiter"),
+        ('\n[{"prompt": "a"}', 2, "this is not valid JSON"),
     ],
 )
-def test_a_malformed_file_is_named_with_line_and_fault(tmp_path: Path, content: str, line: int, fault: str) -> None:
-    path = write(tmp_path, content)
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json.gz"])
+def test_a_malformed_json_file(tmp_path: Path, content: str, line: int, fault: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     with pytest.raises(DataError) as caught:
-        read_samples(path)
+        read(path)
     assert f"{path}, line {line}: " in str(caught.value)
     assert fault in str(caught.value)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
+@pytest.mark.parametrize(
+    ("content", "line", "fault"),
+    [
+        ('prompt,completion\n"a\nb",c\n\nd\n', 5, "1 values for the 2 columns prompt, completion"),
+        ('prompt,completion\n"a\nb",c\nd,"e\n', 4, "this is not valid CSV: unexpected end of data"),
+        ('prompt,completion\na,b\n"c"d,e\n', 3, "this is not valid CSV: ',' expected after '\"'"),
+        ('prompt,completion\n"a\nb",c\nd,\n', 4, "'completion' is empty"),
+        ("prompt;completion\na;b\n", 2, "the record has the columns 'prompt;completion'"),
+        ("prompt,prompt\na,b\n", 1, "a different name for each column, not prompt, prompt"),
+        ("prompt,\na,b\n", 1, "a different name for each column"),
+    ],
+)
+def test_a_malformed_csv_file(tmp_path: Path, content: str, line: int, fault: str) -> None:
+    path = write(tmp_path, content, "data.csv")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert f"{path}, line {line}: " in str(caught.value)
+    assert fault in str(caught.value)
+
+
+def test_a_bad_row_of_a_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    path.write_bytes(encoded([*numbered(16), {"prompt": "a", "completion": None}], ".parquet"))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}, row 17: 'completion' must hold something, not null."
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("data.parquet", "no readable Parquet file"), ("data.csv.gz", "no whole gzip")]
+)
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, fault: str, damage: str) -> None:
+    path = tmp_path / name
+    whole = encoded(numbered(200), name.removeprefix("data"))
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"not at all")
+    with pytest.raises(DataError, match=fault) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv"])
+def test_bytes_that_are_no_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     path.write_bytes(b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}')
-    with pytest.raises(DataError, match="line 2: this is not UTF-8"):
-        read_samples(path)
+    with pytest.raises(DataError, match=r"line 2: this is not UTF-8 text \(.*\); save the file as UTF-8"):
+        read(path)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
-def test_a_file_without_records(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match="holds no records"):
-        read_samples(write(tmp_path, content))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "\n\n"), ("a.csv", "prompt,completion\n")],
+)
+def test_a_file_without_records(tmp_path: Path, name: str, content: str) -> None:
+    said: list[str] = []
+    path = write(tmp_path, content, name)
+    with pytest.raises(DataError, match=r"holds no records to learn from\."):
+        read(path, said)
+    assert said == [f"{path}: 0 records; 0 samples."]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: there is no such file"):
-        read_samples(tmp_path / "nowhere.jsonl")
+def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, numbered(1), "train.jsonl")
+    with pytest.raises(DataError) as caught:
+        read(Path("trian.jsonl"))
+    assert str(caught.value) == (
+        f"trian.jsonl: there is no such file or folder (looked for it in {tmp_path}). Did you mean 'train.jsonl'?"
+    )
+    with pytest.raises(DataError, match="no such file or folder"):
+        read(Path("nowhere/train.jsonl"))
 
 
-def numbered(count: int) -> list[dict[str, str]]:
-    return [{"prompt": f"item {i}", "completion": "x"} for i in range(count)]
+def test_a_file_of_an_unknown_kind(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", "data.tsv")
+    with pytest.raises(DataError, match=r"data\.tsv: not of a known kind, which are \.json, .*\.parquet"):
+        read(path)
 
 
-def questions(samples: list[Sample]) -> list[str]:
-    return [sample.prompt[-1]["content"] for sample in samples]
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    records = numbered(12)
+    parts = {"b.jsonl": records[4:6], "a/2.csv": records[2:4], "a/1.json.gz": records[:2], "c.parquet": records[6:]}
+    prints = []
+    for folder, names in (("one", parts), ("two", reversed(parts))):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(parts[name], "".join(path.suffixes)))
+        write(tmp_path / folder, "not read", ".hidden.jsonl")
+        write(tmp_path / folder, "not read", ".cache/data.jsonl")
+        said: list[str] = []
+        samples = read(tmp_path / folder, said)
+        assert [sample.entry for sample in samples] == records
+        assert [line.split(": ")[1] for line in said] == [
+            f"{count} records as prompt-completion; {count} samples." for count in (2, 2, 2, 6)
+        ]
+        prints.append(fingerprint(samples))
+    assert prints[0] == prints[1]
 
 
-def test_test_items_are_held_out_when_there_is_no_test_file(tmp_path: Path) -> None:
-    source = FileData(source="file", train=write(tmp_path, numbered(20)), test_items=5)
-    items = load_data(source)
-    assert len(items.test) == 5
-    assert sorted(questions(items.train + items.test)) == sorted(r["prompt"] for r in numbered(20))
-    assert load_data(source) == items
-    assert questions(load_data(source.model_copy(update={"seed": 1})).test) != questions(items.test)
+def test_a_folder_with_something_else_in_it(tmp_path: Path) -> None:
+    write(tmp_path, numbered(2), "a.jsonl")
+    write(tmp_path, "about", "notes/README.md")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'notes/README.md'}: not of a known kind")
 
 
-def test_a_tested_prompt_is_never_trained_on(tmp_path: Path) -> None:
-    test = write(tmp_path, numbered(20)[5:8], "test.jsonl")
-    source = FileData(source="file", train=write(tmp_path, numbered(20)), test=test, test_items=2, train_items=10)
-    items = load_data(source)
-    assert questions(items.test) == ["item 5", "item 6"]
-    assert questions(items.train) == [f"item {i}" for i in (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)]
-
-
-@pytest.mark.parametrize(("key", "message"), [("train_items", "only 20 to train on"), ("test_items", "only 20 items")])
-def test_more_items_than_there_are(tmp_path: Path, key: str, message: str) -> None:
-    settings = {"test_items": 0, key: 30}
-    if key == "test_items":
-        settings["test"] = write(tmp_path, numbered(20), "test.jsonl")
-    with pytest.raises(DataError, match=message):
-        load_data(FileData(source="file", train=write(tmp_path, numbered(20)), **settings))
-
-
-def test_dataset_has_the_form_that_trl_takes_the_completion_loss_on(tmp_path: Path) -> None:
-    samples = read_samples(write(tmp_path, [{"prompt": "2 + 2?", "completion": "4"}]))
-    assert to_dataset(samples).to_list() == [{"prompt": [ASK], "completion": [SAY]}]
-
-
-def test_fingerprint_tells_content_and_order() -> None:
-    a, b = Sample((ASK,), "4"), Sample((ASK,), "5")
-    assert fingerprint([a, b]) == fingerprint([a, b])
-    assert len({fingerprint(samples) for samples in ([a], [b], [a, b], [b, a], [])}) == 5
+@pytest.mark.parametrize("name", [None, ".hidden.jsonl"])
+def test_a_folder_without_data(tmp_path: Path, name: str | None) -> None:
+    if name:
+        write(tmp_path, numbered(1), name)
+    with pytest.raises(DataError, match=r"has no data files in it\. It may hold \.json"):
+        find_files(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ARC-Easy", "ARC-Challenge", "boolq", "openbookqa"])
 def test_real_files_read_whole(real_data: Path, name: str) -> None:
-    source = FileData(
-        source="file",
-        train=real_data / "commonsense" / name / "train.json",
-        test=real_data / "commonsense" / name / "test.json",
-    )
-    items = load_data(source)
+    folder = real_data / "commonsense" / name
+    said: list[str] = []
+    items = load_data(FileData(source="file", train=folder / "train.json", test=folder / "test.json"), said.append)
     assert len(items.train) > 1000
     assert all(sample.completion.startswith("the correct answer is ") for sample in items.train)
+    records = json.loads((folder / "train.json").read_text())
+    assert said[0] == f"{folder / 'train.json'}: {len(records)} records as instruction; {len(records)} samples."
+
+
+def test_real_questions_with_columns(real_data: Path) -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    folder = real_data / "gsm8k"
+    source = FileData(source="file", train=folder / "train.jsonl", test=folder / "test.jsonl", columns=columns)
+    items = load_data(source, [].append)
+    assert len(items.train) == 7473
+    assert all("#### " in sample.completion for sample in items.train + items.test)
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: the record has the columns 'question', 'answer', but"):
+        load_data(source.model_copy(update={"columns": {}}), [].append)
+
+
+def test_real_conversations(real_data: Path) -> None:
+    said: list[str] = []
+    path = real_data / "conversations/sharegpt_v3_part/sharegpt_v3_part_01.jsonl.gz"
+    samples = read(path, said)
+    entries = [json.loads(line)["conversations"] for line in gzip.decompress(path.read_bytes()).splitlines()]
+    turns = [turn["from"] for entry in entries for turn in entry]
+    assert all(sample.prompt[-1]["role"] in {"user", "assistant"} and sample.completion.strip() for sample in samples)
+    assert all(sample.prompt[0]["role"] in {"user", "system"} for sample in samples)
+    left_out = sum(int(part.split()[0]) for part in said[0].split("left out: ")[1].split(", ") if "answers" in part)
+    answers = sum(turn not in {"human", "user", "system"} for turn in turns)
+    assert len(samples) + left_out == answers
+    assert f"{len(entries)} records as sharegpt; {len(samples)} samples; left out: " in said[0]
+
+
+def test_a_real_folder(real_data: Path) -> None:
+    folder = real_data / "conversations/stanford_alpaca_part"
+    said: list[str] = []
+    items = load_data(FileData(source="file", train=folder), said.append)
+    assert [line.split(": ")[1] for line in said[:2]] == [
+        f"{count} records as instruction; {count} samples." for count in (2000, 500)
+    ]
+    assert (len(items.test), len(items.train) + items_left_out(said[2])) == (100, 2400)
+
+
+def items_left_out(line: str) -> int:
+    """How many training items the last line says are tested on."""
+    assert "held out with seed 0" in line
+    return int(line.split("left out: ")[1].split()[0])

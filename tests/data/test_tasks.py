@@ -23,6 +23,12 @@ def test_the_same_seed_gives_the_same_items_and_none_twice() -> None:
     assert len(set(questions)) == 250
 
 
+def test_what_was_made_is_said() -> None:
+    said: list[str] = []
+    load_data(source(seed=3), said.append)
+    assert said == ["chain_sum: 200 items to train on and 50 to test on, made with seed 3."]
+
+
 def test_more_training_items_leave_the_test_items_as_they_are() -> None:
     assert load_data(source(train_items=400)).test == load_data(source()).test
 

@@ -1,7 +1,9 @@
 """Training and test items: where they come from, and the one form that every workflow reads."""
 
-from afa_lora.data.load import DataSource, FileData, HubData, TaskData, load_data
+from afa_lora.data.lengths import LengthReport, measure_lengths
+from afa_lora.data.load import load_data
 from afa_lora.data.records import DataError, Items, Sample, fingerprint, to_dataset
+from afa_lora.data.sources import DataSource, FileData, HubData, TaskData
 
 __all__ = [
     "DataError",
@@ -9,9 +11,11 @@ __all__ = [
     "FileData",
     "HubData",
     "Items",
+    "LengthReport",
     "Sample",
     "TaskData",
     "fingerprint",
     "load_data",
+    "measure_lengths",
     "to_dataset",
 ]

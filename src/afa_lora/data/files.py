@@ -1,46 +1,88 @@
-"""Local JSON and JSONL files. Whatever is wrong with one, the message names the file, the line and the fault."""
+"""Local files: which there are, and the rows in each. Whatever is wrong with one, the message says where and what."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from afa_lora.data.records import DataError, Sample, read_record
+import pyarrow
+from pyarrow.parquet import ParquetFile
 
-_BETWEEN = re.compile(r"[\s,]*")
+from afa_lora.core.errors import closest
+from afa_lora.data.forms import read_records
+from afa_lora.data.records import DataError, Sample
+from afa_lora.data.sources import FileData
+
+Row = tuple[str, Any]
+"""Where a row stands in its file, such as ``line 17``, and what it holds."""
 
 
-def read_samples(path: Path, system: str | None = None) -> list[Sample]:
-    """Read every record of a JSON array or of JSON lines.
+def read_files(path: Path, source: FileData, report: Callable[[str], None]) -> list[Sample]:
+    """Read every record of a file, or of all files in a folder; one line a file goes to ``report``.
 
     Raises:
-        DataError: no such file, not UTF-8, not JSON, or a record that `read_record` refuses.
+        DataError: no such file or folder, a file of an unknown kind, not UTF-8, malformed, or a record that
+            `afa_lora.data.forms.read_record` refuses: the file, the line (Parquet: the row, from 1) and the fault.
     """
-    samples: list[Sample] = []
-    for line, record in _records(path):
-        try:
-            samples += read_record(record, system)
-        except DataError as error:
-            raise DataError(f"{path}, line {line}: the record {error}.") from error
+    samples = [sample for file in find_files(path) for sample in read_records(str(file), rows(file), source, report)]
     if not samples:
-        raise DataError(f"{path} holds no records.")
+        raise DataError(f"{path} holds no records to learn from.")
     return samples
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each record with the number of the line on which it starts."""
-    text = _read_text(path)
-    found = _array_items(text) if text.lstrip().startswith("[") else _lines(text)
+def find_files(path: Path) -> list[Path]:
+    """The file itself, or all files below a folder, sorted by name; hidden ones are passed over.
+
+    Raises:
+        DataError: nothing is there, or a file that is not of a kind in `READERS`.
+    """
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
+        if not found:
+            raise DataError(f"The folder {path} has no data files in it. It may hold {_KINDS}.")
+    elif path.is_file():
+        found = [path]
+    else:
+        parent = path.parent
+        hint = closest(path.name, [file.name for file in parent.iterdir()]) if parent.is_dir() else ""
+        raise DataError(f"{path}: there is no such file or folder (looked for it in {Path.cwd()}).{hint}")
+    unknown = [str(file) for file in found if _kind(file) not in READERS]
+    if unknown:
+        raise DataError(
+            f"{', '.join(unknown)}: not of a known kind, which are {_KINDS}. Rename it, move it away, or name one file."
+        )
+    return found
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """Read a file of a known kind row by row.
+
+    Raises:
+        DataError: it is malformed.
+    """
     try:
-        for line, record in found:
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {line}: expected a JSON object, found {json.dumps(record)[:60]}.")
-            yield line, record
+        for place, row in READERS[_kind(path)](path):
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, {place}: expected a JSON object, found {json.dumps(row)[:60]}.")
+            yield place, row
     except _Malformed as error:
-        raise DataError(f"{path}, line {error.line}: this is not valid JSON: {error}.") from error
+        raise DataError(f"{path}, line {error.line}: {error}.") from error
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 class _Malformed(ValueError):
@@ -49,13 +91,37 @@ class _Malformed(ValueError):
         self.line = line
 
 
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if _kind(path).endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: this is no whole gzip file: {error}.") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _Malformed(line, f"this is not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """A JSON array, or JSON lines."""
+    text = _read_text(path)
+    found = _array_items(text) if text.lstrip().startswith("[") else _lines(text)
+    return ((f"line {line}", record) for line, record in found)
+
+
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise _Malformed(number, f"{error.msg} at column {error.colno}") from error
+                raise _Malformed(number, f"this is not valid JSON: {error.msg} at column {error.colno}") from error
 
 
 def _array_items(text: str) -> Iterator[tuple[int, Any]]:
@@ -63,7 +129,7 @@ def _array_items(text: str) -> Iterator[tuple[int, Any]]:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        raise _Malformed(error.lineno, f"{error.msg} at column {error.colno}") from error
+        raise _Malformed(error.lineno, f"this is not valid JSON: {error.msg} at column {error.colno}") from error
     decoder = json.JSONDecoder()
     position, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
     while True:
@@ -76,17 +142,59 @@ def _array_items(text: str) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, position)
 
 
+_BETWEEN = re.compile(r"[\s,]*")
+
+
 def _skip(text: str, position: int) -> int:
     match = _BETWEEN.match(text, position)
     return match.end() if match else position
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file (looked for it in {Path.cwd()}).")
-    content = path.read_bytes()
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Comma-separated values below a line of column names."""
+    text = _read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # no field is longer, and the default is 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] = []
+    line = 1
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: this is not UTF-8 text ({error.reason}).") from error
+        for values in reader:
+            if values and not columns:
+                columns = _header(values, line)
+            elif values:
+                if len(values) != len(columns):
+                    raise _Malformed(line, f"{len(values)} values for the {len(columns)} columns {', '.join(columns)}")
+                yield f"line {line}", dict(zip(columns, values, strict=True))
+            line = reader.line_num + 1  # a row may go over several lines: this one is its first
+    except csv.Error as error:
+        raise _Malformed(line, f"this is not valid CSV: {error}") from error
+
+
+def _header(columns: list[str], line: int) -> list[str]:
+    if len(set(columns)) < len(columns) or not all(column.strip() for column in columns):
+        raise _Malformed(line, f"the first line must hold a different name for each column, not {', '.join(columns)}")
+    return columns
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}, after row {number}: this is no readable Parquet file: {error}.") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".json": _json_rows,
+    ".json.gz": _json_rows,
+    ".jsonl": _json_rows,
+    ".jsonl.gz": _json_rows,
+    ".csv": _csv_rows,
+    ".csv.gz": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+_KINDS = ", ".join(READERS)

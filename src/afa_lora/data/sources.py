@@ -1,0 +1,69 @@
+"""The ``data`` section of a recipe: one class for each kind of source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from afa_lora.settings.section import Section
+
+
+class _Source(Section):
+    system: str | None = None
+    """A system message to put before every prompt; an empty one is allowed. Without it the chat template decides."""
+    test_items: NonNegativeInt = 100
+    """How many items to test on."""
+    seed: int = 0
+    """Decides which items a task makes, or which items are held out of the training items."""
+
+
+class TaskData(_Source):
+    """A task of reasoning-gym."""
+
+    source: Literal["reasoning-gym"]
+    task: str
+    """The task's name, such as ``chain_sum``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings, such as ``min_terms``."""
+    train_items: PositiveInt = 1000
+    """How many items to train on."""
+
+
+class RecordData(_Source):
+    """What files and hub data sets have in common: records, whose columns tell their form."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """New names for columns, as ``prompt: question``: what is called ``question`` there is the ``prompt``."""
+    form: Literal["prompt-completion", "messages", "instruction", "sharegpt"] | None = None
+    """The form of the records, where their columns fit more than one; `afa_lora.data.forms.read_record` lists them."""
+    train_items: PositiveInt | None = None
+    """Take only the first so many training items."""
+
+
+class FileData(RecordData):
+    """JSON, JSONL, CSV or Parquet files, or folders of them. Paths are relative to where you are."""
+
+    source: Literal["file"]
+    train: Path
+    """The file or folder to train on."""
+    test: Path | None = None
+    """The file or folder to test on; without it, test items are held out of the training items."""
+
+
+class HubData(RecordData):
+    """A data set of the Hugging Face Hub, or any other that `datasets.load_dataset` finds."""
+
+    source: Literal["hub"]
+    name: str
+    """The data set's id."""
+    config: str | None = None
+    """The data set's configuration, where it has several."""
+    train: str = "train"
+    """The split to train on."""
+    test: str | None = None
+    """The split to test on; without it, test items are held out of the training split."""
+
+
+DataSource = Annotated[TaskData | FileData | HubData, Field(discriminator="source")]

@@ -1,0 +1,67 @@
+"""A section whose keys are the arguments of someone else's dataclass, such as TRL's `SFTConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, with_config
+from pydantic_core import CoreSchema
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Makes a ``dict`` such a section: ``Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", {})]``.
+
+    Names and types are checked; what comes out is a plain dict with the given keys alone.
+
+    Attributes:
+        of: the dataclass.
+        name: what messages call it.
+        set_elsewhere: arguments that are not given here, and what sets them.
+    """
+
+    of: type
+    name: str
+    set_elsewhere: Mapping[str, str]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The arguments that can be given."""
+        return tuple(field.name for field in self._fields)
+
+    @property
+    def _fields(self) -> list[dataclasses.Field[Any]]:
+        return [field for field in dataclasses.fields(self.of) if field.init and field.name not in self.set_elsewhere]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        hints = typing.get_type_hints(self.of)
+        fields = {field.name: _described(_plain(hints[field.name]), field) for field in self._fields}
+        section = TypedDict(self.of.__name__, fields, total=False)  # type: ignore[misc]
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        return handler.generate_schema(with_config(config)(section))
+
+
+def _plain(hint: Any) -> Any:
+    """The type as it is written in YAML: an enum by its values, and an integer stays one where a float is meant."""
+    if hint is float:
+        return int | float
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return Literal[tuple(member.value for member in hint)]
+    if get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    members = get_args(hint)
+    if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
+        members = tuple(member for member in members if member is not str)  # any text would do otherwise
+    return typing.Union[tuple(_plain(member) for member in members)]  # noqa: UP007 - made at run time
+
+
+def _described(type_: Any, field: dataclasses.Field[Any]) -> Any:
+    description = field.metadata.get("help")
+    return Annotated[type_, Field(description=description)] if description else type_
