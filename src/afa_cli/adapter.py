@@ -81,8 +81,8 @@ class Adapter:
         if self.beta > 0:
             return "afa_lora only, until β = 0: finish the training, or linearize it (afa_lora.linearize)"
         if self.is_dora or self.config.get("modules_to_save") or self.config.get("lora_bias"):
-            return "stock PEFT; vLLM, SGLang and llama.cpp after afa merge"
-        return "stock PEFT, vLLM, SGLang; llama.cpp after its convert_lora_to_gguf.py"
+            return "stock PEFT; vLLM after afa export --to merged, llama.cpp after --to gguf"
+        return "stock PEFT, vLLM (afa export --to vllm says how); llama.cpp after afa export --to gguf"
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 EXTRA = frozenset(
     {"datasets", "filelock", "gguf", "matplotlib", "pydantic", "reasoning_gym", "rich", "trl", "typer", "yaml"}
@@ -20,9 +23,21 @@ class MissingExtraError(Exception):
         super().__init__(f"The package {name} is missing. Run: pip install 'afa-lora[sft]'")
 
 
+class NoRecipeError(Exception):
+    """There is no recipe of that name, neither here nor in the package."""
+
+    def __init__(self, name: str, shipped: Iterable[str]) -> None:
+        near = difflib.get_close_matches(name, list(shipped), n=1)
+        super().__init__(
+            f"There is no recipe {name} (looked for a file in {Path.cwd()})."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" With the package come: {', '.join(shipped)}."
+        )
+
+
 def user_errors() -> tuple[type[Exception], ...]:
     """The classes to catch. The library's own are among them only if a verb has imported the library."""
-    classes: tuple[type[Exception], ...] = (AdapterFileError, MissingExtraError, OSError)
+    classes: tuple[type[Exception], ...] = (AdapterFileError, MissingExtraError, NoRecipeError, OSError)
     if "afa_lora" in sys.modules:
         from afa_lora.core.errors import AfaLoraError
 

@@ -25,7 +25,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
+            flush(file)
         if path.exists():
             os.replace(path, replaced)
         os.replace(temporary, path)
@@ -48,7 +48,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         raise
     if replaced.exists():
         shutil.rmtree(replaced)
-    _sync(path.parent)
+    flush(path.parent)
 
 
 def sha256(path: Path) -> str:
@@ -64,7 +64,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on disk when this returns."""
     if os.name == "nt" and path.is_dir():
         return  # Windows has no descriptor for a folder
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,13 +12,21 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from afa_lora.core.errors import AfaLoraError, closest
 from afa_lora.files import folder_atomic, sha256
 
 WEIGHTS = "model.safetensors"
 ORIGIN = "origin.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 class ModelError(AfaLoraError):
@@ -95,6 +103,62 @@ def load_model(
     return model, tokenizer
 
 
+@dataclass(frozen=True)
+class ModelParts:
+    """What can be known of a model without its weights.
+
+    Attributes:
+        config: its shape.
+        tokenizer: its tokenizer; ``None`` if a local folder has none.
+        has_weights: whether the weights are there; taken for granted on the hub.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    has_weights: bool
+
+
+def read_parts(name: str, **options: Any) -> ModelParts:
+    """Read a model's config and tokenizer. Of a local folder and an embedded model nothing is written.
+
+    Args:
+        name: as for `load_model`.
+        options: of them ``revision`` and ``trust_remote_code`` are used.
+
+    Raises:
+        ModelError: there is no such model, or a file of it cannot be read.
+    """
+    shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    source = _checked(name)
+    if name in EMBEDDED:
+        source = str(cache_folder() / name)
+        if not Path(source, "config.json").is_file():  # not converted yet
+            gguf = EMBEDDED[name].source()
+            source, shared = str(gguf.parent), {"gguf_file": gguf.name}
+    folder = Path(source)
+    here = folder.is_dir() and "gguf_file" not in shared
+    has_tokenizer = not here or any((folder / file).is_file() for file in TOKENIZER_FILES)
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared) if has_tokenizer else None
+    except (OSError, ValueError) as error:
+        raise ModelError(_explain(name, error)) from error
+    return ModelParts(config, tokenizer, not here or any(folder.glob("*.safetensors")))
+
+
+def check_chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model whose prompts have no form.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"model={name!r} has no chat template, so its prompts have no form. Use the instruction-tuned variant, or "
+            "a local copy of the model with a chat_template.jinja beside its tokenizer."
+        )
+
+
 def embedded_folder(name: str, *, report: Callable[[str], None] = print) -> Path:
     """The folder that holds an embedded model as float32 safetensors; made on first use, about half a minute.
 
@@ -164,8 +228,9 @@ def _checked(name: str) -> str:
 
 def _explain(name: str, error: Exception) -> str:
     if Path(name).expanduser().is_dir():
-        return f"model={name!r}: no model can be loaded from the safetensors in this folder: {error}"
+        return f"model={name!r}: no model can be loaded from the files in this folder: {error}"
     return (
         f"model={name!r} is no local folder and none of {', '.join(EMBEDDED)}, and loading it from the hub failed."
-        f"{closest(name, EMBEDDED)} The loader says: {error}"
+        f"{closest(name, EMBEDDED)} Without a connection, copy the model here and give its folder, as model=PATH: it "
+        f"needs config.json, the weights as safetensors, and the tokenizer's files. The loader says: {error}"
     )

@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from afa_lora import AfaLoraError
 from afa_lora.models import ModelError
 from afa_lora.sft import RecipeError, SftResult, parse_recipe, run_sft
 from afa_lora.sft import run as run_module
@@ -63,7 +64,7 @@ def test_lora_and_afa_lora_start_from_the_same_adapter_and_see_the_same_data(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    original = run_module._make_trainer
+    original = run_module.make_trainer
 
     def spy(model: Any, tokenizer: Any, items: Any, args: Any, recipe: Any) -> Any:
         trainer = original(model, tokenizer, items, args, recipe)
@@ -72,7 +73,7 @@ def test_lora_and_afa_lora_start_from_the_same_adapter_and_see_the_same_data(
         started.append((weights, batches))
         return trainer
 
-    monkeypatch.setattr(run_module, "_make_trainer", spy)
+    monkeypatch.setattr(run_module, "make_trainer", spy)
     for method in ("lora", "afa-lora"):
         run(settings, method=method, output=f"{settings['output']}-{method}")
     (lora, lora_batches), (afa, afa_batches) = started
@@ -83,7 +84,7 @@ def test_lora_and_afa_lora_start_from_the_same_adapter_and_see_the_same_data(
 
 def test_loss_is_on_the_completion_alone(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    original = run_module._make_trainer
+    original = run_module.make_trainer
 
     def spy(model: Any, tokenizer: Any, *rest: Any) -> Any:
         trainer = original(model, tokenizer, *rest)
@@ -91,7 +92,7 @@ def test_loss_is_on_the_completion_alone(settings: dict[str, Any], monkeypatch: 
         batches.extend(tokenizer.decode(labels[labels != -100]) for labels in batch["labels"])
         return trainer
 
-    monkeypatch.setattr(run_module, "_make_trainer", spy)
+    monkeypatch.setattr(run_module, "make_trainer", spy)
     run(settings)
     assert set(batches) == {"yes<|im_end|>\n"}
 
@@ -102,7 +103,7 @@ def test_items_that_are_cut_off_are_counted(settings: dict[str, Any], capsys: py
     settings["train"]["max_length"] = 100
     run(settings)
     assert (
-        "1 of 32 training items have no completion within max_length 100; they are dropped" in capsys.readouterr().out
+        "1 of 32 training items has no completion token within max_length 100 and is dropped" in capsys.readouterr().out
     )
 
 
@@ -142,17 +143,17 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
     whole = run(settings)
 
     again = {**settings, "output": settings["output"] + "-again"}
-    original = run_module._make_trainer
+    original = run_module.make_trainer
 
     def interrupted(*arguments: Any) -> Any:
         trainer = original(*arguments)
         trainer.add_callback(StopAfter(3))
         return trainer
 
-    monkeypatch.setattr(run_module, "_make_trainer", interrupted)
+    monkeypatch.setattr(run_module, "make_trainer", interrupted)
     with pytest.raises(Interruption):
         run(again)
-    monkeypatch.setattr(run_module, "_make_trainer", original)
+    monkeypatch.setattr(run_module, "make_trainer", original)
     resumed = run(again)
 
     assert "Going on from" in capsys.readouterr().out
@@ -172,7 +173,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_settings(settings: dict[st
     settings["train"] |= {"save_strategy": "steps", "save_steps": 8}
     Path(run(settings).folder.results).unlink()
     settings["train"]["learning_rate"] = 0.5
-    with pytest.raises(RecipeError, match=r"another recipe \(other train\.learning_rate\)"):
+    with pytest.raises(RecipeError, match=r"another recipe.*\n  train\.learning_rate: 0\.02 → 0\.5"):
         run(settings)
 
 
@@ -194,7 +195,7 @@ def test_what_a_library_refuses_becomes_one_message(
     settings: dict[str, Any], section: str, change: dict[str, Any], message: str
 ) -> None:
     settings.setdefault(section, {}).update(change)
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(AfaLoraError, match=message):
         run(settings)
 
 
@@ -204,7 +205,7 @@ def test_a_model_without_chat_template_is_refused(settings: dict[str, Any], tmp_
     for file in Path(settings["model"]).iterdir():
         if file.name != "chat_template.jinja":
             (plain / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(RecipeError, match="has no chat template"):
+    with pytest.raises(ModelError, match="has no chat template"):
         run(settings, model=str(plain))
 
 

@@ -1,26 +1,27 @@
-"""The folder of a run: what lies where, whose it is, and the results file."""
+"""The folder of a run: what lies where, whose it is, and the files that say what was done."""
 
 from __future__ import annotations
 
 import json
-import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from filelock import FileLock, Timeout
 
-import afa_lora
 from afa_lora.data import Items, fingerprint
-from afa_lora.evaluation import Accuracy
+from afa_lora.evaluation import Accuracy, Answer
 from afa_lora.files import write_atomic
-from afa_lora.sft.recipe import Recipe, RecipeError, dump_recipe, parse_yaml
+from afa_lora.settings import RecipeError, parse_yaml
+from afa_lora.sft.checkpoints import newest
+from afa_lora.sft.provenance import command, environment, git_state
+from afa_lora.sft.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:
     from afa_lora.sft.run import SftResult
-
-PACKAGES = ("torch", "transformers", "peft", "trl")
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,24 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def provenance(self) -> Path:
+        """Command, versions, git state, data fingerprints; one entry for each start of the run."""
+        return self.path / "provenance.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The Trainer's checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """All that the training logged, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same as TensorBoard events."""
+        return self.path / "tensorboard"
 
     @property
     def adapter(self) -> Path:
@@ -56,41 +72,100 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """The numbers, and what they were made with."""
+        """The numbers; a run counts as finished once they are here."""
         return self.path / "results.json"
 
     @property
+    def answers_before(self) -> Path:
+        """The untrained model's answers to the test items, one JSON object a line."""
+        return self.path / "answers_before.jsonl"
+
+    @property
     def answers(self) -> Path:
-        """Every generated answer to the test items, one JSON object a line."""
+        """The trained model's answers to the test items, one JSON object a line."""
         return self.path / "answers.jsonl"
 
-    def claim(self, recipe: Recipe) -> None:
-        """Take the folder for this recipe.
+    def check(self, recipe: Recipe) -> bool:
+        """Look whether the folder can be used for this recipe; nothing is written.
+
+        Returns:
+            whether it holds an interrupted run of the same recipe.
 
         Raises:
-            RecipeError: it holds a finished run, or an interrupted run of another recipe.
+            RecipeError: it holds a finished run, an interrupted run of another recipe, or files of something else.
         """
-        if self.results.is_file():
-            raise RecipeError(
-                f"output={str(self.path)!r} holds a finished run. Choose another output, or remove that folder."
-            )
-        dumped = dump_recipe(recipe)
-        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()) and self.recipe.is_file():
-            started = parse_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
-            changed = _differences(started, parse_yaml(dumped, "recipe"))
-            if changed:
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise RecipeError(f"output={str(self.path)!r} is a file. Choose another output.")
+        if not self.recipe.is_file():
+            foreign = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
+            if foreign:
                 raise RecipeError(
-                    f"output={str(self.path)!r} holds an interrupted run of another recipe"
-                    f" (other {', '.join(changed)})."
-                    " Choose another output, remove that folder, or give the same settings again to go on."
+                    f"output={str(self.path)!r} holds files that are not of a run ({', '.join(foreign[:3])}"
+                    f"{', …' if len(foreign) > 3 else ''}). Choose another output."
                 )
-        write_atomic(self.recipe, dumped)
+            return False
+        started = parse_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
+        changes = _differences(started, parse_yaml(dump_recipe(recipe), "recipe"))
+        if self.results.is_file():
+            of = " of another recipe" if changes else ""
+            raise RecipeError(
+                f"output={str(self.path)!r} holds a finished run{of}. Choose another output, or remove that folder."
+            )
+        if changes and newest(self.checkpoints) is not None:
+            listed = "\n  ".join(changes)
+            raise RecipeError(
+                f"output={str(self.path)!r} holds an interrupted run of another recipe. There it is, here it is:\n"
+                f"  {listed}\nChoose another output, remove that folder, or give the same settings again to go on."
+            )
+        return not changes
 
-    def write_results(self, recipe: Recipe, items: Items, result: SftResult) -> None:
-        """Write the numbers and the answers; a run counts as finished from here on."""
-        if result.after is not None:
-            lines = [json.dumps(asdict(answer), ensure_ascii=False) for answer in result.after.answers]
-            write_atomic(self.answers, "\n".join(lines) + "\n")
+    @contextmanager
+    def claimed(self, recipe: Recipe) -> Iterator[bool]:
+        """Hold the folder for this recipe while the block runs; yields what `check` returns.
+
+        Raises:
+            RecipeError: as `check`, or another process holds it.
+        """
+        self.check(recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                goes_on = self.check(recipe)  # it may have been finished a moment ago
+                if not goes_on:  # of an interrupted run without a checkpoint nothing can be used
+                    for file in (self.provenance, self.metrics, self.answers_before):
+                        file.unlink(missing_ok=True)
+                write_atomic(self.recipe, dump_recipe(recipe))
+                yield goes_on
+        except Timeout:
+            raise RecipeError(f"Another process is training in output={str(self.path)!r} now.") from None
+
+    def record_start(self, items: Items) -> None:
+        """Add this start of the run to its provenance.
+
+        Raises:
+            RecipeError: the data are others than at an earlier start, under the same recipe.
+        """
+        data = {
+            "train_items": len(items.train),
+            "train_fingerprint": fingerprint(items.train),
+            "test_items": len(items.test),
+            "test_fingerprint": fingerprint(items.test),
+        }
+        starts = json.loads(self.provenance.read_text(encoding="utf-8")) if self.provenance.is_file() else []
+        if starts and starts[-1]["data"] != data:
+            raise RecipeError(
+                f"output={str(self.path)!r} holds an interrupted run, and its data have changed since. It had "
+                f"{starts[-1]['data']}, now there are {data}. Restore the data, or choose another output."
+            )
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        start = {"time": now, "command": command(), "git": git_state(), "data": data, "environment": environment()}
+        write_atomic(self.provenance, json.dumps([*starts, start], indent=2) + "\n")
+
+    def write_results(self, recipe: Recipe, result: SftResult) -> None:
+        """Write the numbers; a run counts as finished from here on."""
+        start = json.loads(self.provenance.read_text(encoding="utf-8"))[-1]
         numbers = {
             "method": recipe.method,
             "accuracy_before": _numbers(result.before),
@@ -99,23 +174,25 @@ class RunFolder:
             "training_seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory,
             "merge": asdict(result.merge) if result.merge else None,
+            "lengths": result.lengths,
             "loss": result.curve.loss,
             "beta": result.curve.beta,
-            "data": {
-                "train_items": len(items.train),
-                "train_fingerprint": fingerprint(items.train),
-                "test_items": len(items.test),
-                "test_fingerprint": fingerprint(items.test),
-            },
-            "environment": {
-                "python": platform.python_version(),
-                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-                "threads": torch.get_num_threads(),
-                "afa-lora": afa_lora.__version__,
-                **{package: version(package) for package in PACKAGES},
-            },
+            "data": start["data"],
+            "environment": start["environment"],
         }
         write_atomic(self.results, json.dumps(numbers, indent=2) + "\n")
+
+
+def write_answers(accuracy: Accuracy, path: Path) -> None:
+    """Write the answers, one JSON object a line."""
+    lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in accuracy.answers]
+    write_atomic(path, "".join(lines))
+
+
+def read_answers(path: Path) -> Accuracy:
+    """What `write_answers` wrote."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return Accuracy(tuple(Answer(**json.loads(line)) for line in lines))
 
 
 def _numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
@@ -124,9 +201,13 @@ def _numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
     return {"correct": accuracy.correct, "items": accuracy.items, "interval_95": accuracy.interval}
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The dotted keys at which two nested settings differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [prefix] if old != new else []
-    keys = sorted(old.keys() | new.keys())
-    return [key for k in keys for key in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Where two nested settings differ: the dotted key, the old and the new value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [line for n in names for line in _differences(old.get(n), new.get(n), f"{key}.{n}" if key else n)]
+    return [] if old == new else [f"{key}: {_shown(old)} → {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    return "(not set)" if value is None else repr(value)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import gc
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_cuda_available
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig
 
-from afa_lora import AfaLoraConfig, AnnealingCallback, MergeReport, NotLinearError, merge
-from afa_lora.data import Items, load_data, to_dataset
+from afa_lora import MergeReport, NotLinearError, load_adapter, merge
+from afa_lora.data import Items, load_data
+from afa_lora.data.lengths import LengthReport, measure_lengths
 from afa_lora.evaluation import Accuracy, evaluate, score_for
 from afa_lora.files import folder_atomic
-from afa_lora.models import load_model
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
-from afa_lora.sft.folder import RunFolder
-from afa_lora.sft.recipe import Recipe, RecipeError
+from afa_lora.sft.adapter import add_adapter
+from afa_lora.sft.card import write_cards
+from afa_lora.sft.checkpoints import last_good
+from afa_lora.sft.failures import RunStopped, explained
+from afa_lora.sft.folder import RunFolder, read_answers, write_answers
+from afa_lora.sft.loading import load_base, training_precision
+from afa_lora.sft.metrics import TEST, MetricsLog, tensorboard
+from afa_lora.sft.recipe import LoadSettings, Recipe
+from afa_lora.sft.stopping import GracefulStop
+from afa_lora.sft.trainer import ExactSFTTrainer, make_trainer, training_arguments
 
+Say = Callable[[str], None]
 PROBE_ITEMS = 4  # prompts on which merged and unmerged model are compared
 
 
@@ -36,12 +46,13 @@ class SftResult:
     Attributes:
         folder: where everything lies.
         before: accuracy of the untrained model, if it was tested.
-        after: accuracy of the merged model (of the unmerged one if it cannot be merged), if there are test items.
+        after: accuracy of the merged model (of the unmerged one if it is not merged), if there are test items.
         test_loss: mean loss of the right answers to the test items, in nats per token, if there are any.
         curve: training loss and β.
-        seconds: duration of the training alone.
+        lengths: the training items' lengths in tokens, and how many were cut or dropped.
+        seconds: duration of the training alone, over all starts of the run.
         peak_memory: most memory held during the training, in bytes.
-        merge: how far merging has changed the logits; ``None`` for the method ``full`` and if β > 0.
+        merge: how far merging has changed the logits; ``None`` if nothing was merged.
     """
 
     folder: RunFolder
@@ -49,6 +60,7 @@ class SftResult:
     after: Accuracy | None
     test_loss: float | None
     curve: Curve
+    lengths: dict[str, Any]
     seconds: float
     peak_memory: int
     merge: MergeReport | None
@@ -57,146 +69,156 @@ class SftResult:
 def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
     """Fine-tune by a recipe: load, test, add the adapter, train, save, merge, test again.
 
-    A run that was interrupted goes on from its last checkpoint when it is started again with the same recipe.
+    A run that was interrupted goes on from its last good checkpoint when it is started again with the same recipe.
+    Under ``torchrun`` or ``accelerate launch`` every process calls this; the first one prints and writes.
 
     Args:
         recipe: what to do; `load_recipe` reads one from a file.
         console: where progress goes; standard output unless given.
 
     Raises:
-        AfaLoraError: the recipe, the data or the model is at fault; the message says what to change.
+        AfaLoraError: the recipe, the data or the model is at fault, or the run was stopped; the message says what to
+            do.
     """
-    console = console or Console()
-    args = _training_arguments(recipe)
+    args = training_arguments(recipe)
+    processes = PartialState()
     folder = RunFolder(recipe.output)
-    folder.claim(recipe)
-    items = load_data(recipe.data)
-    options = {"trust_remote_code": args.trust_remote_code, **(recipe.train.get("model_init_kwargs") or {})}
+    console = (console or Console()) if processes.is_main_process else Console(quiet=True)
+    claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
+    with claim, explained(recipe, folder.checkpoints):
+        processes.wait_for_everyone()  # until the folder is claimed
+        return _run(recipe, args, folder, console)
+
+
+def _run(recipe: Recipe, args: SFTConfig, folder: RunFolder, console: Console) -> SftResult:
+    def say(text: str) -> None:  # paths and other people's messages may hold square brackets
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    main = PartialState().is_main_process
+    items = load_data(recipe.data, say)
+    if main:
+        folder.record_start(items)
     model: PreTrainedModel | PeftModel
-    model, tokenizer = load_model(recipe.model, report=lambda text: _say(console, text), **options)
+    model, tokenizer = load_base(recipe, say)
     if model.device.type != args.device.type:
         model.to(args.device)  # type: ignore[arg-type]
-    _check_chat_template(recipe, tokenizer)
-
-    before = _test(model, tokenizer, items, recipe, console, "test before") if recipe.evaluate.before else None
+    lengths = _measure_lengths(items, tokenizer, args, console, say)
+    before = _test_before(model, tokenizer, items, recipe, folder, console)
 
     set_seed(args.seed)  # the same A for every method
     if recipe.method != "full":
-        model = _add_adapter(model, recipe)
+        model = add_adapter(model, recipe)
     with console.status(f"Tokenizing {len(items.train) + len(items.test)} items …"):
-        trainer = _make_trainer(model, tokenizer, items, args, recipe)
-    _say_what_was_dropped(trainer, items, console)
-    seconds, peak_memory = _train(trainer, folder, recipe, console)
-    test_loss = trainer.evaluate()["eval_loss"] if items.test else None
+        trainer = make_trainer(model, tokenizer, items, args, recipe)
+    seconds, peak_memory = _train(trainer, folder, recipe, console, say)
+    test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if items.test else None
     curve = read_curve(recipe.method, trainer.state.log_history)
-    plot_curves([curve], folder.curves)
 
     del trainer  # the optimizer's memory
     gc.collect()
     merge_report = None
     if isinstance(model, PeftModel):
-        with folder_atomic(folder.adapter) as temporary:
-            model.save_pretrained(temporary)
-        model, merge_report = _merge(model, tokenizer, items, console)
+        _save(model, None, folder.adapter)
+        if recipe.merge:
+            if recipe.load.quantization:  # merged into the weights as they were before they were quantised
+                model = load_adapter(_load_unquantised(recipe, model, say), folder.adapter)
+            model, merge_report = _merge(model, tokenizer, items, say)
     after = _test(model, tokenizer, items, recipe, console, "test after")
     if not isinstance(model, PeftModel):
-        with folder_atomic(folder.model) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+        _save(model, tokenizer, folder.model)
 
-    result = SftResult(folder, before, after, test_loss, curve, seconds, peak_memory, merge_report)
-    folder.write_results(recipe, items, result)
+    result = SftResult(folder, before, after, test_loss, curve, asdict(lengths), seconds, peak_memory, merge_report)
+    if main:
+        plot_curves([curve], folder.curves)
+        if after is not None:
+            write_answers(after, folder.answers)
+        write_cards(recipe, items, result)
+        folder.write_results(recipe, result)
     return result
 
 
-def _training_arguments(recipe: Recipe) -> SFTConfig:
-    settings: dict[str, Any] = {"output_dir": str(recipe.output / "checkpoints"), "disable_tqdm": True}
-    if not is_torch_bf16_gpu_available():
-        settings["bf16"] = False  # TRL's default is bfloat16 everywhere
-    if not is_torch_cuda_available():
-        settings["dataloader_pin_memory"] = False
-    settings |= {key: value for key, value in recipe.train.items() if key != "model_init_kwargs"}
-    try:
-        return SFTConfig(**settings)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"train: {error}") from error
+def _measure_lengths(
+    items: Items, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, console: Console, say: Say
+) -> LengthReport:
+    """Say how long the items are and which of them are cut or dropped; TRL does both without a word."""
+    with progress_bar(console) as progress:
+        bar = progress.add_task("measure lengths", total=len(items.train) + len(items.test), note="")
+
+        def advance(count: int) -> None:
+            progress.advance(bar, count)
+
+        train = measure_lengths(items.train, tokenizer, args, "training", advance)
+        test = measure_lengths(items.test, tokenizer, args, "test", advance) if items.test else None
+    say(str(train))
+    if test and (test.cut or test.dropped):
+        say(str(test))
+    return train
 
 
-def _check_chat_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.chat_template is None:
-        raise RecipeError(
-            f"model={recipe.model!r} has no chat template, so its prompts have no form. Use the instruction-tuned "
-            "variant, or a local copy of the model with a chat_template.jinja beside its tokenizer."
-        )
-
-
-def _add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    settings = {"target_modules": "all-linear", "task_type": "CAUSAL_LM", **recipe.adapter}
-    settings["use_dora"] = recipe.method.endswith("dora")
-    try:
-        if recipe.anneals:
-            config: LoraConfig = AfaLoraConfig(**settings, **recipe.anneal.model_dump())
-        else:
-            config = LoraConfig(**settings)
-        return get_peft_model(model, config)
-    except (TypeError, ValueError) as error:  # PEFT's and our own ways to refuse a setting
-        raise RecipeError(f"adapter: {error}") from error
-
-
-def _make_trainer(
-    model: PreTrainedModel | PeftModel,
+def _test_before(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     items: Items,
-    args: SFTConfig,
     recipe: Recipe,
-) -> SFTTrainer:
-    try:
-        trainer = SFTTrainer(
-            model=model,
-            args=args,
-            train_dataset=to_dataset(items.train),
-            eval_dataset=to_dataset(items.test) if items.test else None,
-            processing_class=tokenizer,
-            callbacks=[AnnealingCallback()] if recipe.anneals else [],
-        )
-    except ValueError as error:  # TRL's way to refuse settings that do not go together
-        raise RecipeError(f"train: {error}") from error
-    for callback in (PrinterCallback, ProgressCallback):  # `TrainingProgress` stands in for both
-        trainer.remove_callback(callback)
-    return trainer
+    folder: RunFolder,
+    console: Console,
+) -> Accuracy | None:
+    """The untrained model's accuracy; an earlier start of the run may have measured it already."""
+    if not recipe.evaluate.before:
+        return None
+    if folder.answers_before.is_file():
+        return read_answers(folder.answers_before)
+    before = _test(model, tokenizer, items, recipe, console, "test before")
+    if before is not None and PartialState().is_main_process:
+        write_answers(before, folder.answers_before)
+    return before
 
 
-def _say_what_was_dropped(trainer: SFTTrainer, items: Items, console: Console) -> None:
-    """TRL drops items whose prompt alone fills ``max_length``, without a word."""
-    args, left = trainer.args, trainer.train_dataset
-    assert isinstance(args, SFTConfig)
-    assert isinstance(left, Dataset)
-    dropped = len(items.train) - len(left)
-    if dropped <= 0 or args.packing:
-        return
-    text = f"{dropped} of {len(items.train)} training items have no completion within max_length"
-    if dropped == len(items.train):
-        raise RecipeError(f"train.max_length={args.max_length} is too small: {text}.")
-    _say(console, f"{text} {args.max_length}; they are dropped.")
+def _train(
+    trainer: ExactSFTTrainer, folder: RunFolder, recipe: Recipe, console: Console, say: Say
+) -> tuple[float, int]:
+    """Train, from the last good checkpoint if there is one. Returns seconds and the peak memory in bytes.
 
-
-def _train(trainer: SFTTrainer, folder: RunFolder, recipe: Recipe, console: Console) -> tuple[float, int]:
-    """Train, from the last checkpoint if there is one. Returns seconds and the peak memory in bytes."""
-    checkpoint = trainer.args.resume_from_checkpoint
-    if checkpoint is None and folder.checkpoints.is_dir():
-        checkpoint = get_last_checkpoint(str(folder.checkpoints))
+    Raises:
+        RunStopped: Ctrl-C or SIGTERM has ended the training early.
+    """
+    checkpoint = trainer.args.resume_from_checkpoint or _last_good(folder, say)
     if checkpoint:
-        _say(console, f"Going on from {checkpoint}.")
-    with PeakMemory() as memory, TrainingProgress(console, f"train {recipe.method}") as progress:
-        trainer.add_callback(progress)
-        started = time.perf_counter()
+        say(f"Going on from {checkpoint}.")
+    metrics, stop = MetricsLog(folder.metrics), GracefulStop(say)
+    with PeakMemory() as memory, TrainingProgress(console, f"train {recipe.method}") as progress, stop:
+        for callback in (metrics, progress, stop):
+            trainer.add_callback(callback)
+        if trainer.is_world_process_zero():
+            step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+            trainer.add_callback(tensorboard(folder.tensorboard, step + 1))
         trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - started
+        seconds = metrics.seconds
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise RunStopped(
+            f"Stopped and saved at step {trainer.state.global_step} of {trainer.state.max_steps}. "
+            "The same command again goes on from there."
+        )
     return seconds, memory.bytes
 
 
+def _last_good(folder: RunFolder, say: Say) -> str | None:
+    """The checkpoint to go on from, the same for every process."""
+    found = [last_good(folder.checkpoints, say)] if PartialState().is_main_process else [None]
+    broadcast_object_list(found)
+    return str(found[0]) if found[0] else None
+
+
+def _load_unquantised(recipe: Recipe, model: PeftModel, say: Say) -> PreTrainedModel:
+    """The base model anew, in the dtype that the quantised one computed in."""
+    dtype = str(training_precision(recipe).compute).removeprefix("torch.")
+    load = LoadSettings.model_validate({"dtype": dtype})
+    plain, _ = load_base(recipe.model_copy(update={"load": load}), say)
+    return plain.to(model.device)
+
+
 def _merge(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, console: Console
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, say: Say
 ) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
     """Merge if the adapter is linear; if it is not, say so and go on with the adapter as it is."""
     texts = [
@@ -207,10 +229,18 @@ def _merge(
     try:
         merged, report = merge(model, probe)
     except NotLinearError as error:
-        _say(console, f"Not merged: {error}")
+        say(f"Not merged: {error}")
         return model, None
     assert isinstance(merged, PreTrainedModel)
     return merged, report
+
+
+def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    if PartialState().is_main_process:
+        with folder_atomic(folder) as temporary:
+            model.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
 
 
 def _test(
@@ -234,8 +264,3 @@ def _test(
             batch_size=recipe.evaluate.batch_size,
             advance=lambda count: progress.advance(bar, count),
         )
-
-
-def _say(console: Console, text: str) -> None:
-    """Print a sentence as it is: paths and other people's messages may hold square brackets."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

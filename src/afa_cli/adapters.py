@@ -1,0 +1,71 @@
+"""The verbs on an adapter that is there: ``afa merge`` and ``afa inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afa_cli.quiet import load_quietly
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if not the one that the adapter names.")
+    ] = None,
+    probe: Annotated[
+        str, typer.Option("--probe", help="The text on which merged and unmerged model are compared.")
+    ] = "The quick brown fox jumps over the lazy dog. 17 + 25 = 42",
+) -> None:
+    """Merge an adapter into its base model.
+
+    Checks on a text that the merged model is the same function, and says by how much the logits differ at most.
+
+    \b
+    Examples:
+      afa merge runs/quickstart/adapter --out merged
+      afa merge downloaded-adapter --out merged --base models/llama-3-8b
+    """
+    from afa_cli.adapter import read_adapter
+
+    read_adapter(adapter)
+    load_quietly()
+    from afa_lora.sft.merge import merge_adapter
+
+    report = merge_adapter(adapter, out, base=base, probe=probe)
+    typer.echo(f"{report}\nThe merged model is in {out}.")
+
+
+def inspect(adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")]) -> None:
+    """Say what an adapter is and what loads it.
+
+    Reads its config and the header of its weights: no base model needed, no code run.
+
+    \b
+    Example:
+      afa inspect runs/quickstart/adapter
+    """
+    from afa_cli.adapter import read_adapter
+
+    found = read_adapter(adapter)
+    config, ranks = found.config, found.ranks
+    rows = {
+        "kind": found.kind,
+        "rank": f"{'–'.join(str(r) for r in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else config['r']}, "
+        f"alpha {config['lora_alpha']}, scale {found.scale:g}",
+    }
+    if found.beta > 0:
+        rows["activation"] = f"{config['activation']} at {config['placement']}, β = {found.beta:g}"
+        rows["schedule"] = f"{config['schedule']} from {config['anneal_start']} to {config['anneal_end']}"
+    rows |= {
+        "layers": f"{found.modules.total()}: " + ", ".join(f"{name} ×{n}" for name, n in found.modules.items()),
+        "base model": str(config.get("base_model_name_or_path")),
+        "size": f"{found.bytes / 1e6:.1f} MB, {found.parameters / 1e6:.2f} million parameters, "
+        + "/".join(sorted({tensor.dtype for tensor in found.tensors})),
+        "loads in": found.loads_in,
+    }
+    for key, value in rows.items():
+        typer.echo(f"{key:<12}{value}")

@@ -1,0 +1,88 @@
+"""The verb ``afa recipes``, and where the recipes that come with the package lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afa_cli.errors import NoRecipeError
+from afa_cli.quiet import load_quietly
+
+KIND = "sft"
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to print. All are listed unless one is given.")] = None,
+    copy: Annotated[Path | None, typer.Option("--copy", help="The file to copy it to, instead of printing it.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> None:
+    """List, print or copy the recipes that come with afa.
+
+    An editor that knows YAML completes and checks a recipe with this first line:
+    # yaml-language-server: $schema=recipe.schema.json
+
+    \b
+    Examples:
+      afa recipes
+      afa recipes quickstart
+      afa recipes quickstart --copy my_recipe.yaml
+      afa recipes --schema > recipe.schema.json
+    """
+    if schema:
+        load_quietly()
+        from afa_lora.sft.recipe import Recipe
+
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    if name is None:
+        if copy is not None:
+            raise typer.BadParameter("name the recipe to copy, as in afa recipes quickstart --copy FILE.")
+        shipped = _shipped()
+        width = max(map(len, shipped))
+        for known, path in shipped.items():
+            typer.echo(f"{known:<{width}}  {_summary(path)}")
+        return
+    text = _named(name).read_text(encoding="utf-8")
+    if copy is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        with copy.open("x", encoding="utf-8") as file:  # never over a recipe that someone has edited
+            file.write(text)
+    except FileExistsError:
+        raise typer.BadParameter(f"{copy} exists already.", param_hint="--copy") from None
+    typer.echo(f"Copied to {copy}. Run it: afa sft {copy}")
+
+
+def find_recipe(name: str) -> Path:
+    """The file of that path, or else the recipe of that name that comes with the package.
+
+    Raises:
+        NoRecipeError: there is neither.
+    """
+    path = Path(name)
+    return path if path.is_file() else _named(name)
+
+
+def _named(name: str) -> Path:
+    shipped = _shipped()
+    if name not in shipped:
+        raise NoRecipeError(name, shipped)
+    return shipped[name]
+
+
+def _shipped() -> dict[str, Path]:
+    """The recipes by name: in the installed package, or at the top of the project's source."""
+    package = Path(__file__).parent
+    installed, source = package / "recipes" / KIND, package.parents[1] / "recipes" / KIND
+    return {path.stem: path for path in sorted((installed if installed.is_dir() else source).glob("*.yaml"))}
+
+
+def _summary(path: Path) -> str:
+    """The first sentence of the comment at the top."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x in ("", "#"))])
+    return comment.split(". ")[0].rstrip(".") + "."

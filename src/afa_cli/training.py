@@ -1,0 +1,69 @@
+"""The verbs that train: ``afa sft`` and ``afa demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afa_cli.quiet import load_quietly
+from afa_cli.recipes import find_recipe
+
+
+def sft(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a name that afa recipes lists.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; nothing is trained or written.")
+    ] = False,
+) -> None:
+    """Fine-tune by a recipe, test, merge.
+
+    The loss is on the completions; the test is by generated answers; adapter and merged model are saved. Started again
+    after an interruption, it goes on from its last good checkpoint.
+
+    \b
+    Examples:
+      afa sft quickstart
+      afa sft quickstart method=lora output=runs/lora
+      afa sft my_recipe.yaml train.learning_rate=1e-4 anneal.activation=gelu --dry-run
+      afa sft my_recipe.yaml model=meta-llama/Llama-3.2-1B-Instruct load.quantization=4bit
+      accelerate launch --num_processes 8 -m afa_cli sft my_recipe.yaml
+    """
+    load_quietly()
+    from rich.console import Console
+
+    from afa_lora.sft import load_recipe, run_sft
+    from afa_lora.sft.summary import print_result
+
+    console = Console()
+    settings = load_recipe(find_recipe(recipe), overrides or [])
+    if dry_run:
+        from afa_lora.sft.plan import plan_sft, print_plan
+
+        print_plan(plan_sft(settings, lambda text: console.print(text, markup=False, highlight=False)), console)
+    else:
+        print_result(run_sft(settings, console), console)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The folder for adapters, merged models and curves.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Train a small model as LoRA and as AFA-LoRA.
+
+    Teaches SmolLM2-135M-Instruct arithmetic that it cannot do yet, twice with the same data, order and start; merges,
+    checks, and compares on held-out items. Takes a few minutes on 2 cores and needs no network.
+
+    \b
+    Example:
+      afa demo
+    """
+    load_quietly()
+    from rich.console import Console
+
+    from afa_lora.sft.demo import run_demo
+
+    run_demo(out, Console())

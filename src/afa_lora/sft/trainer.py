@@ -1,0 +1,108 @@
+"""TRL's `SFTTrainer`, set up by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerState,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import is_torch_cuda_available
+from trl import SFTConfig, SFTTrainer
+
+from afa_lora import AnnealingCallback
+from afa_lora.data import Items, to_dataset
+from afa_lora.settings import RecipeError
+from afa_lora.sft.checkpoints import CheckpointSealer, NonFiniteError
+from afa_lora.sft.loading import precision_flags
+from afa_lora.sft.recipe import Recipe
+
+
+class ExactSFTTrainer(SFTTrainer):
+    """`SFTTrainer` that resumes exactly, and that raises instead of training on after a loss of NaN or infinity."""
+
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
+        """Train; TRL counts ``num_tokens`` from 0 again after a resume, here the count goes on."""
+        if resume_from_checkpoint is not None:
+            history = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).log_history
+            counts = [int(entry["num_tokens"]) for entry in history if "num_tokens" in entry]
+            self._total_train_tokens = counts[-1] if counts else 0
+        return super().train(resume_from_checkpoint=resume_from_checkpoint)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed from its last checkpoint, the Trainer would take one step more before it looks at max_steps.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite; the weights are those of the step before.
+        """
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+
+def training_arguments(recipe: Recipe) -> SFTConfig:
+    """The recipe's ``train`` section as TRL's `SFTConfig`, with defaults that fit this machine.
+
+    Raises:
+        RecipeError: `SFTConfig` refuses a value.
+    """
+    settings: dict[str, Any] = {
+        "output_dir": str(recipe.output / "checkpoints"),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": is_torch_cuda_available(),
+        "logging_nan_inf_filter": False,  # a NaN stops the training
+        **precision_flags(recipe),
+        **{key: value for key, value in recipe.train.items() if key != "model_init_kwargs"},
+    }
+    try:
+        return SFTConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"train: {error}") from error
+
+
+def make_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    args: SFTConfig,
+    recipe: Recipe,
+) -> ExactSFTTrainer:
+    """The trainer with the recipe's data and callbacks.
+
+    Raises:
+        RecipeError: TRL refuses settings that do not go together.
+    """
+    limit, args.save_total_limit = args.save_total_limit, None  # the sealer's task
+    callbacks = [AnnealingCallback()] if recipe.anneals else []
+    try:
+        trainer = ExactSFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=to_dataset(items.train),
+            eval_dataset=to_dataset(items.test) if items.test else None,
+            processing_class=tokenizer,
+            callbacks=[*callbacks, CheckpointSealer(limit)],
+        )
+    except ValueError as error:
+        raise RecipeError(f"train: {error}") from error
+    for callback in (PrinterCallback, ProgressCallback):  # `TrainingProgress` stands in for both
+        trainer.remove_callback(callback)
+    if recipe.anneals:  # before W&B and its like, so that they see β among the logs
+        trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, AnnealingCallback))
+    return trainer
