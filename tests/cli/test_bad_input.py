@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from afa_lora.sft.checkpoints import CheckpointSealer
+from afa_lora.running.checkpoints import CheckpointSealer
 from afa_lora.sft.trainer import ExactSFTTrainer
 from tests.cli.conftest import Afa, Outcome
 
@@ -71,6 +71,7 @@ def assert_refused(outcome: Outcome, *parts: str) -> None:
         (["data.train=nowhere.jsonl"], ["nowhere.jsonl: there is no such file", "looked for it in"]),
         (["train.max_length=8"], ["train.max_length=8 is too small"]),
         (["model=smollm2-135"], ["Did you mean 'smollm2-135m'?"]),
+        (["model=./nowhere"], ["model='./nowhere': there is no such folder"]),
         (["model=someone/some-model"], ["loading it from the hub failed", "give its folder, as model=PATH"]),
         (["data={source: hub, name: someone/some-data}"], ["someone/some-data", "data.source=file data.train=PATH"]),
         (["adapter.target_modules=[w_q]"], ["the model has no layer 'w_q'", "q_proj ×2", "down_proj ×2"]),
@@ -252,9 +253,7 @@ def test_a_second_ctrl_c_acts_at_once(sft: Sft, settings: dict[str, Any], monkey
     assert_refused(sft(), "Interrupted.", "The last good checkpoint is", "checkpoint-2", "goes on from there")
 
 
-def test_out_of_memory_says_what_to_lower(
-    sft: Sft, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_says_what_to_lower(sft: Sft, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     in_step(3, lambda: torch.empty(1 << 50), monkeypatch)
     assert_refused(
         sft(),

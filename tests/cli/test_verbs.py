@@ -39,35 +39,6 @@ def test_sft_prints_numbers_and_places(afa: Afa, recipe: Path, tmp_path: Path) -
     assert saved["train"]["learning_rate"] == 0.02
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("anneal.placement=B-A", "placement"),
-        ("anneal.activation=sigmoid", "activation"),
-        ("anneal.schedule=cosin", "Did you mean 'cosine'?"),
-        ("anneal.anneal_end=0.0", "must come after"),
-        ("adapter.r=0", "r=0"),
-        ("adapter.target_modules=[w_q]", "w_q"),
-        ("adapter.rank=8", "'rank' is no argument of peft.LoraConfig"),
-        ("train.lr=1", "'lr' is no argument of trl.SFTConfig"),
-        ("data.train=nowhere.json", "nowhere.json: there is no such file"),
-        ("model=smollm2-135", "Did you mean 'smollm2-135m'?"),
-        ("model=./nowhere", "there is no such folder"),
-    ],
-)
-def test_a_mistake_gives_one_message_and_code_two(afa: Afa, recipe: Path, override: str, message: str) -> None:
-    refused = afa("sft", recipe, override)
-    assert refused.code == 2
-    assert message in refused.err
-    assert "Traceback" not in refused.err
-
-
-def test_a_recipe_that_is_not_there(afa: Afa) -> None:
-    refused = afa("sft", "nowhere.yaml")
-    assert refused.code == 2
-    assert "There is no recipe nowhere.yaml" in refused.err
-
-
 def test_an_error_of_ours_keeps_its_traceback(afa: Afa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import afa_lora.sft
 

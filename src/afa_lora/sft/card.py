@@ -13,7 +13,7 @@ from afa_lora import AfaLoraConfig, Schedule
 from afa_lora.data import FileData, HubData, Items
 from afa_lora.evaluation import Accuracy
 from afa_lora.files import write_atomic
-from afa_lora.sft.provenance import environment
+from afa_lora.running.provenance import environment
 from afa_lora.sft.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.sft.checkpoints import NonFiniteError, checkpoints_of, is_sealed, newest, remove
+from afa_lora.running.checkpoints import NonFiniteError, checkpoints_of, is_sealed, newest, remove
 from afa_lora.sft.recipe import Recipe
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

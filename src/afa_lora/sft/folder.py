@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from afa_lora.data import Items, fingerprint
 from afa_lora.evaluation import Accuracy, Answer
 from afa_lora.files import write_atomic
+from afa_lora.running.checkpoints import newest
+from afa_lora.running.provenance import command, environment, git_state
 from afa_lora.settings import RecipeError, parse_yaml
-from afa_lora.sft.checkpoints import newest
-from afa_lora.sft.provenance import command, environment, git_state
 from afa_lora.sft.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:

@@ -125,7 +125,21 @@ def load_base(recipe: Recipe, report: Callable[[str], None] = print) -> tuple[Pr
     report(f"{precision}{f'; {recipe.load.quantization} weights' if recipe.load.quantization else ''}.")
     model, tokenizer = load_model(recipe.model, report=report, dtype=precision.weights, **options)
     check_chat_template(recipe.model, tokenizer)
+    if recipe.load.quantization == "4bit" and precision.device == "cpu":
+        _keep_trainable(model)
     return model, tokenizer
+
+
+def _keep_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from rearranging 4-bit weights on a CPU for speed when they are first used for inference.
+
+    It never rearranges them back, and the gradients through rearranged weights are wrong.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_quantization(recipe: Recipe) -> None:

@@ -24,15 +24,15 @@ from afa_lora.files import folder_atomic
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
+from afa_lora.running.checkpoints import last_good
+from afa_lora.running.metrics import TEST, MetricsLog, tensorboard
+from afa_lora.running.stopping import GracefulStop
 from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.card import write_cards
-from afa_lora.sft.checkpoints import last_good
 from afa_lora.sft.failures import RunStopped, explained
 from afa_lora.sft.folder import RunFolder, read_answers, write_answers
 from afa_lora.sft.loading import load_base, training_precision
-from afa_lora.sft.metrics import TEST, MetricsLog, tensorboard
 from afa_lora.sft.recipe import LoadSettings, Recipe
-from afa_lora.sft.stopping import GracefulStop
 from afa_lora.sft.trainer import ExactSFTTrainer, make_trainer, training_arguments
 
 Say = Callable[[str], None]

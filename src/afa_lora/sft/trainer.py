@@ -22,8 +22,8 @@ from trl import SFTConfig, SFTTrainer
 
 from afa_lora import AnnealingCallback
 from afa_lora.data import Items, to_dataset
+from afa_lora.running.checkpoints import CheckpointSealer, NonFiniteError
 from afa_lora.settings import RecipeError
-from afa_lora.sft.checkpoints import CheckpointSealer, NonFiniteError
 from afa_lora.sft.loading import precision_flags
 from afa_lora.sft.recipe import Recipe
 

@@ -1,0 +1,148 @@
+"""A conversation with a trained model and its base side by side: one model in memory, the adapter on or off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from afa_lora import AfaLoraError, load_adapter
+from afa_lora.data.records import Message
+from afa_lora.models import check_chat_template, load_model
+from afa_lora.peft.model import anneal_states
+from afa_lora.sft.folder import RunFolder
+from afa_lora.sft.loading import model_options, training_precision
+from afa_lora.sft.recipe import Recipe, load_recipe
+
+CONFIG = "adapter_config.json"
+
+
+@dataclass
+class Side:
+    """One of the two that answer.
+
+    Attributes:
+        name: ``base`` or ``adapter``.
+        uses_adapter: whether the adapter is on.
+        messages: the conversation so far, as this side has it.
+    """
+
+    name: str
+    uses_adapter: bool
+    messages: list[Message] = field(default_factory=list)
+
+
+class Chat:
+    """Puts each question to the base model and to the model with the adapter; each remembers its own answers.
+
+    Args:
+        model: with one adapter, in evaluation mode.
+        tokenizer: with a chat template.
+        system: a system message to put first.
+        max_new_tokens: longest answer, in tokens.
+    """
+
+    def __init__(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, system: str | None = None, max_new_tokens: int = 256
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.sides = (Side("base", False), Side("adapter", True))
+        self._start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.reset()
+
+    @property
+    def beta(self) -> float:
+        """β of the adapter; 0 for an ordinary one."""
+        return max((state.beta for state in anneal_states(self.model).values()), default=0.0)
+
+    def reset(self) -> None:
+        """Forget both conversations."""
+        for side in self.sides:
+            side.messages = list(self._start)
+
+    def answer(self, side: Side, question: str, show: Callable[[str], None] = lambda text: None) -> str:
+        """Answer with the most likely tokens, and remember question and answer.
+
+        Args:
+            side: one of `sides`.
+            question: what is asked.
+            show: takes each piece of the answer as soon as it is there.
+
+        Raises:
+            KeyboardInterrupt: from the user; question and answer are then forgotten.
+        """
+        messages = [*side.messages, {"role": "user", "content": question}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.model.device)
+        adapter: AbstractContextManager[Any] = nullcontext() if side.uses_adapter else self.model.disable_adapter()
+        with torch.inference_mode(), adapter:
+            tokens = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=_Streamer(self.tokenizer, show),
+            )
+        new = tokens[0, inputs["input_ids"].shape[1] :]
+        answer = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+        side.messages = [*messages, {"role": "assistant", "content": answer}]
+        return answer
+
+
+class _Streamer(TextStreamer):
+    """Hands over the pieces of an answer instead of printing them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._show = show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._show(text)
+
+
+def open_chat(run: Path, max_new_tokens: int = 256, report: Callable[[str], None] = print) -> Chat:
+    """Load the base model and the adapter of a run, or of an adapter folder alone.
+
+    Args:
+        run: the output folder of `afa sft`, or a folder with adapter_config.json.
+        max_new_tokens: longest answer, in tokens.
+        report: takes one line if something takes long.
+
+    Raises:
+        AfaLoraError: there is no adapter, or it or its base model cannot be loaded.
+    """
+    folder = RunFolder(run)
+    adapter = run if (run / CONFIG).is_file() else folder.adapter
+    if not (adapter / CONFIG).is_file():
+        raise AfaLoraError(
+            f"{run} holds no adapter: neither {run / CONFIG} nor {adapter / CONFIG} is there. Give the output folder "
+            "of a finished run, or an adapter's folder. A run with method=full has no adapter to switch off."
+        )
+    recipe = load_recipe(folder.recipe) if folder.recipe.is_file() else None
+    options: dict[str, Any] = {"dtype": "auto"}
+    if recipe is None:
+        base = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise AfaLoraError(f"{adapter} does not say which base model it is for.")
+    else:
+        base, options = recipe.model, _options(recipe)
+    model, tokenizer = load_model(base, report=report, **options)
+    check_chat_template(base, tokenizer)
+    device = torch.accelerator.current_accelerator()
+    if device is not None and model.device.type == "cpu":
+        model.to(device)  # type: ignore[arg-type]
+    system = recipe.data.system if recipe else None
+    return Chat(load_adapter(model, adapter).eval(), tokenizer, system, max_new_tokens)
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """The base as it was trained with; quantised weights are loaded whole."""
+    return {**model_options(recipe), "dtype": training_precision(recipe).weights}

@@ -1,0 +1,269 @@
+"""What a recipe would do, checked as far as that goes without training. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from afa_lora.core.errors import AfaLoraError
+from afa_lora.core.schedule import Schedule
+from afa_lora.data import Items, LengthReport, load_data, measure_lengths
+from afa_lora.models import check_chat_template, read_parts
+from afa_lora.sft.estimate import StepEstimate, estimate_step
+from afa_lora.sft.folder import RunFolder
+from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision
+from afa_lora.sft.recipe import Recipe
+from afa_lora.sft.shape import shape_model
+from afa_lora.sft.timing import Speed, measure_speed
+from afa_lora.sft.trainer import training_arguments
+
+ASSUMED_LENGTH = 1024  # tokens, where neither the data nor max_length say how long sequences are
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, worked out.
+
+    Attributes:
+        recipe: the recipe.
+        precision: the dtypes, and why.
+        layers: how many layers of each name get an adapter.
+        lengths: of the training items, ``None`` without a tokenizer.
+        length: tokens in a sequence, as the estimate takes it.
+        steps: optimizer steps in all.
+        per_step: sequences in an optimizer step, over all processes.
+        processes: how many processes train.
+        window: from which to which step β falls; ``None`` without annealing.
+        step: memory and operations of one forward and backward.
+        accumulation: forwards and backwards in an optimizer step.
+        speed: what this machine does in a second.
+        resumes: whether the output folder holds an interrupted run of this recipe, which would go on.
+        notes: what the user should know; what training would miss, first of all.
+    """
+
+    recipe: Recipe
+    precision: Precision
+    layers: Counter[str]
+    lengths: LengthReport | None
+    length: int
+    steps: int
+    per_step: int
+    processes: int
+    window: tuple[float, float] | None
+    step: StepEstimate
+    accumulation: int
+    speed: Speed
+    resumes: bool
+    notes: tuple[str, ...]
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds for one optimizer step."""
+        return self.speed.seconds * self.accumulation
+
+
+@dataclass
+class _Found:
+    """What has been found out so far, and what is wrong."""
+
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Go on after an error of ours; it is told with the others."""
+        try:
+            yield
+        except AfaLoraError as error:
+            if str(error) not in self.faults:
+                self.faults.append(str(error))
+
+
+def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
+    """Check everything that can be checked without training, and work out what training would take.
+
+    Args:
+        recipe: what would be done.
+        report: takes a line for each thing that is read.
+
+    Raises:
+        AfaLoraError: one line for each thing that is wrong.
+    """
+    found = _Found()
+    args = config = tokenizer = items = lengths = precision = shape = window = None
+    steps = per_step = 0
+    resumes = False
+    with found.collect():
+        precision = training_precision(recipe)
+        args = training_arguments(recipe)
+    with found.collect():
+        resumes = RunFolder(recipe.output).check(recipe)
+    if recipe.load.quantization:
+        with found.collect():
+            check_quantization(recipe)
+    with found.collect():
+        config, tokenizer = _find(recipe, found)
+    with found.collect():
+        items = load_data(recipe.data, report)
+    if args and config:
+        with found.collect():
+            shape = shape_model(recipe, args, config)
+    if args and items and tokenizer:
+        with found.collect():
+            lengths = measure_lengths(items.train, tokenizer, args)
+    if args and items:
+        with found.collect():
+            steps, per_step = _count_steps(args, items, lengths)
+            window = _window(recipe, steps, found)
+    if found.faults:
+        raise AfaLoraError("\n".join(["This recipe cannot be run:", *(f"  {fault}" for fault in found.faults)]))
+    assert args
+    assert config
+    assert shape
+    assert precision
+    length = _sequence_length(args, config, lengths, found)
+    step = estimate_step(recipe, args, shape, length)
+    return Plan(
+        recipe=recipe,
+        precision=precision,
+        layers=shape.layers,
+        lengths=lengths,
+        length=length,
+        steps=steps,
+        per_step=per_step,
+        processes=PartialState().num_processes,
+        window=window,
+        step=step,
+        accumulation=args.gradient_accumulation_steps,
+        speed=measure_speed(step.work, precision.device),
+        resumes=resumes,
+        notes=tuple(found.notes),
+    )
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print the plan as a table."""
+    table = Table("", "plan")
+    for name, text in _rows(plan):
+        table.add_row(Text(name), Text(text))
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _find(recipe: Recipe, found: _Found) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+    """The model's config and tokenizer; what a local folder lacks is noted, since a plan can do without it."""
+    parts = read_parts(recipe.model, **model_options(recipe))
+    missing = []
+    if not parts.has_weights:
+        missing.append("weights (safetensors)")
+    if parts.tokenizer is None:
+        missing.append("tokenizer")
+    else:
+        check_chat_template(recipe.model, parts.tokenizer)
+    if missing:
+        found.notes.append(f"Missing in model={recipe.model!r}: {' and '.join(missing)}. Training needs them.")
+    return parts.config, parts.tokenizer
+
+
+def _count_steps(args: SFTConfig, items: Items, lengths: LengthReport | None) -> tuple[int, int]:
+    """Optimizer steps, and sequences in each, as `transformers.Trainer` counts them."""
+    processes = PartialState().num_processes
+    rows = lengths.rows if lengths else len(items.train)
+    batches = math.ceil(rows / (args.per_device_train_batch_size * processes))
+    if args.dataloader_drop_last:
+        batches = rows // (args.per_device_train_batch_size * processes)
+    per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    return steps, args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+
+
+def _window(recipe: Recipe, steps: int, found: _Found) -> tuple[float, float] | None:
+    if not recipe.anneals:
+        return None
+    schedule = Schedule(recipe.anneal.schedule, recipe.anneal.anneal_start, recipe.anneal.anneal_end)
+    start, end = schedule.window(steps)
+    if end > steps:
+        found.notes.append(
+            f"β does not reach 0: the window ends at step {end:g} of {steps}. The adapter would stay non-linear and "
+            "would not be merged. Lower anneal.anneal_end, or train longer."
+        )
+    return start, end
+
+
+def _sequence_length(args: SFTConfig, config: PretrainedConfig, lengths: LengthReport | None, found: _Found) -> int:
+    """The longest sequence of the training: what memory has to hold."""
+    if lengths and not args.packing:
+        return min(lengths.longest, args.max_length or lengths.longest)
+    if args.max_length is None:
+        found.notes.append(
+            f"Neither the data nor train.max_length say how long sequences are: {ASSUMED_LENGTH} assumed."
+        )
+        return ASSUMED_LENGTH
+    if lengths is None:
+        found.notes.append(
+            f"Lengths are not measured without a tokenizer: every sequence counts as {args.max_length} long."
+        )
+    return int(args.max_length)
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    recipe, step, work = plan.recipe, plan.step, plan.step.work
+    yield "model", recipe.model
+    yield (
+        "precision",
+        f"{plan.precision}" + (f"; {recipe.load.quantization} weights" if recipe.load.quantization else ""),
+    )
+    layers = ", ".join(f"{name} ×{count}" for name, count in plan.layers.items())
+    yield "method", f"{recipe.method}" + (f" on {sum(plan.layers.values())} layers: {layers}" if layers else "")
+    if plan.lengths:
+        yield "data", str(plan.lengths)
+    yield (
+        "steps",
+        f"{plan.steps:,} of {plan.per_step} sequences "
+        f"({plan.per_step // plan.accumulation // plan.processes} × {plan.accumulation} accumulated × "
+        f"{plan.processes} {'process' if plan.processes == 1 else 'processes'})",
+    )
+    if plan.window is None:
+        yield "β", "no annealing"
+    else:
+        yield "β", "from 1 at step {:g} to 0 at step {:g}".format(*plan.window) + f", {recipe.anneal.schedule}"
+    yield "memory", f"{step.total / GIB:.2f} GiB on each device, with {plan.length} tokens a sequence"
+    yield "  base weights", f"{step.weights / GIB:.2f} GiB"
+    yield "  adapter", f"{step.adapter / GIB:.2f} GiB"
+    assumed = "" if step.optimizer_known else ", as for AdamW: this optimizer's size is not known"
+    yield "  optimizer", f"{step.optimizer / GIB:.2f} GiB{assumed}"
+    yield (
+        "  step",
+        f"{step.activations / GIB:.2f} GiB at most: {work.saved / GIB:.2f} saved for the backward, "
+        f"{step.gradients / GIB:.2f} gradients, {work.logits / GIB:.2f} a tile of logits, the rest passing",
+    )
+    yield "time a step", f"{_duration(plan.seconds_per_step)}: {work.flops * plan.accumulation / 1e12:,.2f} TFLOP"
+    yield "time in all", f"{_duration(plan.seconds_per_step * plan.steps)} if every sequence is that long; {plan.speed}"
+    folder = RunFolder(recipe.output)
+    state = "an interrupted run of this recipe, which goes on" if plan.resumes else "free"
+    yield "output", f"{recipe.output} ({state})"
+    full, merged = recipe.method == "full", recipe.merge and (plan.window is None or plan.window[1] <= plan.steps)
+    if not full:
+        yield "  adapter", str(folder.adapter)
+    if full or merged:
+        yield "  model", str(folder.model)
+    yield "  results", str(folder.results)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
