@@ -17,10 +17,10 @@ def merge(
         str | None, typer.Option("--base", help="The base model, if not the one that the adapter names.")
     ] = None,
     probe: Annotated[
-        str, typer.Option("--probe", help="The text on which merged and unmerged model are compared.")
-    ] = "The quick brown fox jumps over the lazy dog. 17 + 25 = 42",
+        str | None, typer.Option("--probe", help="The text on which merged and unmerged model are compared.")
+    ] = None,
 ) -> None:
-    """Merge an adapter into its base model.
+    """Merge an adapter into its base model; short for afa export --to merged.
 
     Checks on a text that the merged model is the same function, and says by how much the logits differ at most.
 
@@ -33,10 +33,10 @@ def merge(
 
     read_adapter(adapter)
     load_quietly()
-    from afa_lora.sft.merge import merge_adapter
+    from afa_lora.serving import PROBE, export_merged
 
-    report = merge_adapter(adapter, out, base=base, probe=probe)
-    typer.echo(f"{report}\nThe merged model is in {out}.")
+    done = export_merged(adapter, out, base=base, probe=PROBE if probe is None else probe)
+    typer.echo("\n".join([*done.checks, f"The merged model is in {done.path}."]))
 
 
 def inspect(adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")]) -> None:

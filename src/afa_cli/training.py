@@ -32,6 +32,7 @@ def sft(
       accelerate launch --num_processes 8 -m afa_cli sft my_recipe.yaml
     """
     load_quietly()
+    from accelerate import PartialState
     from rich.console import Console
 
     from afa_lora.sft import load_recipe, run_sft
@@ -40,11 +41,14 @@ def sft(
     console = Console()
     settings = load_recipe(find_recipe(recipe), overrides or [])
     if dry_run:
-        from afa_lora.sft.plan import plan_sft, print_plan
+        from afa_lora.sft.planning import plan_sft, print_plan
 
         print_plan(plan_sft(settings, lambda text: console.print(text, markup=False, highlight=False)), console)
-    else:
-        print_result(run_sft(settings, console), console)
+        return
+    result, processes = run_sft(settings, console), PartialState()
+    if processes.is_main_process:
+        print_result(result, console)
+    processes.destroy_process_group()
 
 
 def demo(

@@ -128,7 +128,7 @@ def read_parts(name: str, **options: Any) -> ModelParts:
     Raises:
         ModelError: there is no such model, or a file of it cannot be read.
     """
-    shared = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    shared: dict[str, Any] = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     source = _checked(name)
     if name in EMBEDDED:
         source = str(cache_folder() / name)

@@ -52,7 +52,7 @@ def test_inspect_a_finished_adapter(afa: Afa, plain: Path, chat_model: Path) -> 
         "4: q_proj ×2, v_proj ×2",
         str(chat_model),
         "F32",
-        "stock PEFT, vLLM, SGLang; llama.cpp",
+        "stock PEFT, vLLM (afa export --to vllm says how); llama.cpp",
     ):
         assert part in shown.out
     assert "activation" not in shown.out
@@ -77,7 +77,7 @@ def test_inspect_dora_ranks_and_rank_stabilised_scale(afa: Afa, tmp_path: Path, 
     shown = afa("inspect", folder)
     assert "plain DoRA" in shown.out
     assert "4–9, alpha 6, scale 3" in shown.out
-    assert "vLLM, SGLang and llama.cpp after afa merge" in shown.out
+    assert "vLLM after afa export --to merged, llama.cpp after --to gguf" in shown.out
 
 
 def cut(path: Path) -> None:
@@ -146,7 +146,7 @@ def test_merge_writes_the_same_function_and_says_how_near(
 ) -> None:
     done = afa("merge", plain, "--out", tmp_path / "out", "--probe", "two and two")
     assert done.code == 0
-    assert "merged = unmerged to" in done.out
+    assert "its logits are those of base model + adapter" in done.out
     inputs = AutoTokenizer.from_pretrained(tmp_path / "out")("something else", return_tensors="pt")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(chat_model)

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from afa_lora.sft.adapter import add_adapter
-from afa_lora.sft.estimate import StepEstimate, Work, estimate_step, make_batch, measure_work
+from afa_lora.sft.planning.estimate import StepEstimate, Work, estimate_step, make_batch, measure_work
+from afa_lora.sft.planning.shape import optimizer_bytes, quantized_layers, shape_model
+from afa_lora.sft.planning.timing import measure_speed
 from afa_lora.sft.recipe import parse_recipe
-from afa_lora.sft.shape import optimizer_bytes, quantized_layers, shape_model
-from afa_lora.sft.timing import measure_speed
 from afa_lora.sft.trainer import training_arguments
 from benchmarks.measure import peak_bytes, saved_bytes
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.sft import run_sft
-from afa_lora.sft.plan import Plan, plan_sft, print_plan
+from afa_lora.sft.planning.plan import Plan, plan_sft, print_plan
 from afa_lora.sft.recipe import load_recipe, parse_recipe
 
 PROJECT = Path(__file__).parents[2]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from afa_lora.core.activation import phi
 from afa_lora.core.errors import InvalidSettingError
+from afa_lora.peft.merging import is_sharded
 from afa_lora.peft.model import no_afa_layer
 from afa_lora.peft.variant import AfaDoraVariant, AfaVariant
 
@@ -130,12 +131,17 @@ def linearize(
         what was lost: the relative error of each layer and the change of the loss.
 
     Raises:
-        InvalidSettingError: no batch, or no active AFA adapter with β > 0.
+        InvalidSettingError: no batch, no active AFA adapter with β > 0, or a sharded model.
     """
     batches = [_with_labels(batch) for batch in ([data] if isinstance(data, Mapping) else data)]
     if not batches:
         raise InvalidSettingError("data is empty; linearize needs at least one batch of real inputs.")
     fits = _fits(model, adapter_name)
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        raise InvalidSettingError(
+            "linearize needs whole weights, and this model is sharded (FSDP2). Save the adapter, load it with "
+            "afa_lora.load_adapter in one process, and linearize it there."
+        )
     training = model.training
     model.eval()
     try:

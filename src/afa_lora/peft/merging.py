@@ -1,19 +1,25 @@
 """Merging into the base weight: in place, computed in float32 and cast once, restored rather than subtracted.
 
-In place, because under FSDP2 a rebind of ``.data`` (what PEFT does) is lost and the base weights stay unmerged.
+In place, because under FSDP2 a rebind of ``.data`` (what PEFT does) is lost and the base weights stay unmerged. There
+every rank merges its own shard: merging and unmerging are collective, all ranks must call them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import psutil
 import torch
+import torch.distributed as dist
 from peft.tuners.lora.layer import Linear, LoraLayer, _ConvNd
 from peft.utils.other import transpose
 from torch import Tensor
 
+from afa_lora.core.errors import InvalidSettingError
+
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from afa_lora.peft.variant import AfaVariant
 
 MEMORY_RESERVE = 0.1  # share of the device's memory that keeping originals may not use up
@@ -36,10 +42,10 @@ def lay_out(module: LoraLayer, matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def merge_unsafe(variant: AfaVariant, module: LoraLayer, adapter: str, weight: Tensor) -> None:
-    """W ← W merged, written into ``weight``'s own storage."""
-    merged = variant.merged_weight(module, adapter, weight.detach())
-    _write(variant, weight, merged)
+def merge_unsafe(variant: AfaVariant, module: LoraLayer, adapter: str) -> None:
+    """W ← W merged, written into the base weight's own storage."""
+    target = stored_weight(module)
+    _write(variant, target, variant.merged_weight(module, adapter, target.detach()))
 
 
 @torch.no_grad()
@@ -52,13 +58,20 @@ def merge_safe(variant: AfaVariant, module: LoraLayer, adapter: str, weight: Ten
 
     Raises:
         ValueError: the merged weight has NaN or infinite numbers; nothing was changed.
+        InvalidSettingError: a sharded layer whose B has a bias.
     """
-    merged = variant.merged_weight(module, adapter, weight)
-    if not torch.isfinite(merged).all():
+    plain = stores_plain_weight(module)
+    target = stored_weight(module) if plain else weight
+    if is_sharded(target) and module.lora_bias[adapter]:
+        raise InvalidSettingError(
+            f"safe_merge=True with lora_bias=True (adapter {adapter!r}) would lose the bias of a sharded layer: PEFT "
+            "rebinds it. Merge with safe_merge=False, or gather the model first."
+        )
+    merged = variant.merged_weight(module, adapter, target.detach())
+    if not _on_all_ranks(bool(torch.isfinite(_shard(merged)).all()), merged):
         raise ValueError(f"merging adapter {adapter!r} gives NaN or infinite weights; nothing was merged.")
-    if not stores_plain_weight(module):
+    if not plain:
         return merged.to(weight.dtype)
-    target: Tensor = module.get_base_layer().weight
     _write(variant, target, merged)
     return target.data
 
@@ -66,14 +79,36 @@ def merge_safe(variant: AfaVariant, module: LoraLayer, adapter: str, weight: Ten
 @torch.no_grad()
 def unmerge(variant: AfaVariant, module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
     """Take the adapter out of ``weight`` again: the kept original if there is one, else by arithmetic in float32."""
+    plain = stores_plain_weight(module)
+    target = stored_weight(module) if plain else weight
     original, variant.original = variant.original, None
     if original is None:
-        original = variant.unmerged_weight(module, adapter, weight.detach()).to(weight.dtype)
+        original = variant.unmerged_weight(module, adapter, target.detach()).to(weight.dtype)
     variant.forget_merge(module, adapter)
-    if not stores_plain_weight(module):
+    if not plain:
         return original
-    weight.copy_(original)
+    target.copy_(original)
     return weight.data
+
+
+def stored_weight(module: LoraLayer) -> Tensor:
+    """W as it is kept: under FSDP2 the shard, since what is written into gathered weights is lost.
+
+    A forward may leave them gathered (the root's, always). Reading the state dict, which FSDP2 gives out in shards,
+    puts the layer's weights back.
+    """
+    module.state_dict(keep_vars=True)
+    weight: Tensor = module.get_base_layer().weight
+    return weight
+
+
+def is_sharded(weight: Tensor) -> TypeGuard[DTensor]:
+    """Is ``weight`` one rank's part of a tensor?"""
+    if not (dist.is_available() and dist.is_initialized()):  # a torch built without it has no DTensor to import
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(weight, DTensor)
 
 
 def _write(variant: AfaVariant, target: Tensor, merged: Tensor) -> None:
@@ -88,11 +123,27 @@ def stores_plain_weight(module: LoraLayer) -> bool:
 
 
 def _memory_allows(weight: Tensor) -> bool:
-    """Does a second copy of ``weight`` leave the reserve of its device untouched?"""
-    needed = weight.numel() * weight.element_size()
-    if weight.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(weight.device)
+    """Does a second copy of ``weight`` leave the reserve of its device untouched, on every rank that has a shard?"""
+    shard = _shard(weight)
+    needed = shard.numel() * shard.element_size()
+    if shard.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(shard.device)
     else:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
-    return bool(free - needed > MEMORY_RESERVE * total)
+    # Unmerging by arithmetic gathers: all ranks keep the original or none.
+    return _on_all_ranks(free - needed > MEMORY_RESERVE * total, weight)
+
+
+def _shard(weight: Tensor) -> Tensor:
+    return weight.to_local() if is_sharded(weight) else weight
+
+
+def _on_all_ranks(holds: bool, weight: Tensor) -> bool:
+    """Does it hold on every rank that has a shard of ``weight``?"""
+    if not is_sharded(weight):
+        return holds
+    vote = torch.tensor(float(holds), device=weight.to_local().device)
+    for group in weight.device_mesh.get_all_groups():
+        dist.all_reduce(vote, dist.ReduceOp.MIN, group)
+    return bool(vote)

@@ -107,7 +107,7 @@ class AfaVariant(LoraVariant):  # type: ignore[misc]
         return merging.merge_safe(self, module, active_adapter, orig_weight)
 
     def merge_unsafe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
-        merging.merge_unsafe(self, module, active_adapter, orig_weight)
+        merging.merge_unsafe(self, module, active_adapter)
 
     def unmerge(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
         return merging.unmerge(self, module, active_adapter, orig_weight)
@@ -167,9 +167,13 @@ class AfaDoraVariant(AfaVariant):
         return dora_norm(rows, A, B, module.scaling[adapter], square)
 
     def _cached_square(self, base: nn.Module, rows: Tensor) -> Tensor:
-        """‖W₀‖² per row, computed once for a frozen W₀ and again whenever W₀ was written to."""
+        """‖W₀‖² per row, computed once for a frozen W₀ and again whenever W₀ was written to.
+
+        FSDP2 gathers weights into the same memory and keeps their version counter, so there nothing tells of a write;
+        the layers it manages are those whose state dict it intercepts.
+        """
         weight = getattr(base, "weight", None)
-        if weight is None or weight.requires_grad or torch.compiler.is_compiling():
+        if weight is None or weight.requires_grad or base._state_dict_pre_hooks or torch.compiler.is_compiling():
             return squared_row_norm(rows)
         key = (weight.data_ptr(), weight._version)
         if self._base_square is None or self._base_square[:2] != key:
@@ -257,7 +261,11 @@ def _base_weight(module: LoraLayer) -> Tensor:
 
 
 def _is_bare_linear(module: nn.Module) -> bool:
-    """Is calling the module the same as using its weight? Not under hooks, wrappers (FSDP, TP), nor for conv layers."""
+    """Is calling the module the same as using its weight?
+
+    Not under hooks, in a wrapper (FSDP1, TP), sharded by itself, nor for conv layers. In a decoder layer that FSDP2
+    shards it is: there the weights are gathered, as ordinary parameters, before the layer runs.
+    """
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter

@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,24 +25,26 @@ class Arguments:
         of: the dataclass.
         name: what messages call it.
         set_elsewhere: arguments that are not given here, and what sets them.
+        types: the types of arguments that take more than the dataclass says.
     """
 
     of: type
     name: str
     set_elsewhere: Mapping[str, str]
+    types: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The arguments that can be given."""
-        return tuple(field.name for field in self._fields)
+        return tuple(argument.name for argument in self._arguments)
 
     @property
-    def _fields(self) -> list[dataclasses.Field[Any]]:
-        return [field for field in dataclasses.fields(self.of) if field.init and field.name not in self.set_elsewhere]
+    def _arguments(self) -> list[dataclasses.Field[Any]]:
+        return [f for f in dataclasses.fields(self.of) if f.init and f.name not in self.set_elsewhere]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        hints = typing.get_type_hints(self.of)
-        fields = {field.name: _described(_plain(hints[field.name]), field) for field in self._fields}
+        hints = {**typing.get_type_hints(self.of), **self.types}
+        fields = {a.name: _described(_plain(hints[a.name]), a) for a in self._arguments}
         section = TypedDict(self.of.__name__, fields, total=False)  # type: ignore[misc]
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         return handler.generate_schema(with_config(config)(section))
@@ -62,6 +64,6 @@ def _plain(hint: Any) -> Any:
     return typing.Union[tuple(_plain(member) for member in members)]  # noqa: UP007 - made at run time
 
 
-def _described(type_: Any, field: dataclasses.Field[Any]) -> Any:
-    description = field.metadata.get("help")
+def _described(type_: Any, argument: dataclasses.Field[Any]) -> Any:
+    description = argument.metadata.get("help")
     return Annotated[type_, Field(description=description)] if description else type_

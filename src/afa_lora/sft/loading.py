@@ -122,6 +122,8 @@ def load_base(recipe: Recipe, report: Callable[[str], None] = print) -> tuple[Pr
     if recipe.load.quantization:
         check_quantization(recipe)
         options["quantization_config"] = _quantization(recipe.load.quantization, precision)
+        if precision.device == "cpu":
+            options.setdefault("device_map", "cpu")  # a GPU that is there would be taken otherwise
     report(f"{precision}{f'; {recipe.load.quantization} weights' if recipe.load.quantization else ''}.")
     model, tokenizer = load_model(recipe.model, report=report, dtype=precision.weights, **options)
     check_chat_template(recipe.model, tokenizer)
@@ -160,8 +162,8 @@ def check_quantization(recipe: Recipe) -> None:
         raise RecipeError(f"{setting}: bitsandbytes does not serve {device}, only {', '.join(supported)}.")
     if recipe.load.quantization == "8bit" and device == "cpu" and recipe.method.endswith("dora"):
         raise RecipeError(
-            f"{setting} with method={recipe.method} does not train on a CPU: DoRA's norm needs weights that "
-            "bitsandbytes has rearranged there after the first forward. Use 4bit, or a method without DoRA."
+            f"{setting} with method={recipe.method} does not train on a CPU: PEFT's DoRA fails there at the second "
+            "forward. Use 4bit, or a method without DoRA."
         )
 
 

@@ -22,7 +22,8 @@ ADAPTER_KEYS_ELSEWHERE = {
 }
 TRAIN_KEYS_ELSEWHERE = {"output_dir": "output", "hub_token": "the environment variable HF_TOKEN"}
 AdapterArguments = Annotated[dict[str, Any], Arguments(LoraConfig, "peft.LoraConfig", ADAPTER_KEYS_ELSEWHERE)]
-TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_ELSEWHERE)]
+TRAIN_TYPES = {"fsdp": bool | str | None}  # transformers takes true there, and says that it prefers it
+TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Method = Literal["full", "lora", "dora", "afa-lora", "afa-dora"]
 

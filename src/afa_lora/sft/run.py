@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
 
@@ -21,6 +22,7 @@ from afa_lora.data import Items, load_data
 from afa_lora.data.lengths import LengthReport, measure_lengths
 from afa_lora.evaluation import Accuracy, evaluate, score_for
 from afa_lora.files import folder_atomic
+from afa_lora.models import load_model
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
@@ -31,9 +33,9 @@ from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.card import write_cards
 from afa_lora.sft.failures import RunStopped, explained
 from afa_lora.sft.folder import RunFolder, read_answers, write_answers
-from afa_lora.sft.loading import load_base, training_precision
-from afa_lora.sft.recipe import LoadSettings, Recipe
-from afa_lora.sft.trainer import ExactSFTTrainer, make_trainer, training_arguments
+from afa_lora.sft.loading import load_base, model_options, training_precision
+from afa_lora.sft.recipe import Recipe
+from afa_lora.sft.trainer import ExactSFTTrainer, is_sharded, make_trainer, training_arguments
 
 Say = Callable[[str], None]
 PROBE_ITEMS = 4  # prompts on which merged and unmerged model are compared
@@ -46,7 +48,8 @@ class SftResult:
     Attributes:
         folder: where everything lies.
         before: accuracy of the untrained model, if it was tested.
-        after: accuracy of the merged model (of the unmerged one if it is not merged), if there are test items.
+        after: accuracy of the trained model, if there are test items: merged, unless it is sharded, quantised or cannot
+            be merged.
         test_loss: mean loss of the right answers to the test items, in nats per token, if there are any.
         curve: training loss and β.
         lengths: the training items' lengths in tokens, and how many were cut or dropped.
@@ -100,12 +103,15 @@ def _run(recipe: Recipe, args: SFTConfig, folder: RunFolder, console: Console) -
         folder.record_start(items)
     model: PreTrainedModel | PeftModel
     model, tokenizer = load_base(recipe, say)
-    if model.device.type != args.device.type:
+    sharded = is_sharded(args)
+    if not sharded and model.device.type != args.device.type:
         model.to(args.device)  # type: ignore[arg-type]
     lengths = _measure_lengths(items, tokenizer, args, console, say)
-    before = _test_before(model, tokenizer, items, recipe, folder, console)
+    if sharded and recipe.evaluate.before:
+        say("Not tested before the training: a sharded model has its weights in the first process alone until then.")
+    before = None if sharded else _test_before(model, tokenizer, items, recipe, folder, console)
 
-    set_seed(args.seed)  # the same A for every method
+    set_seed(args.seed)  # the same A for every method, and in every process
     if recipe.method != "full":
         model = add_adapter(model, recipe)
     with console.status(f"Tokenizing {len(items.train) + len(items.test)} items …"):
@@ -113,20 +119,14 @@ def _run(recipe: Recipe, args: SFTConfig, folder: RunFolder, console: Console) -
     seconds, peak_memory = _train(trainer, folder, recipe, console, say)
     test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if items.test else None
     curve = read_curve(recipe.method, trainer.state.log_history)
-
+    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None  # whole, in the first process
     del trainer  # the optimizer's memory
     gc.collect()
-    merge_report = None
-    if isinstance(model, PeftModel):
-        _save(model, None, folder.adapter)
-        if recipe.merge:
-            if recipe.load.quantization:  # merged into the weights as they were before they were quantised
-                model = load_adapter(_load_unquantised(recipe, model, say), folder.adapter)
-            model, merge_report = _merge(model, tokenizer, items, say)
-    after = _test(model, tokenizer, items, recipe, console, "test after")
-    if not isinstance(model, PeftModel):
-        _save(model, tokenizer, folder.model)
-
+    rest = (tokenizer, items, recipe, folder, console, say)
+    if sharded or recipe.load.quantization:
+        after, merge_report = _finish_apart(model, weights, *rest)
+    else:
+        after, merge_report = _finish(model, *rest)
     result = SftResult(folder, before, after, test_loss, curve, asdict(lengths), seconds, peak_memory, merge_report)
     if main:
         plot_curves([curve], folder.curves)
@@ -135,6 +135,56 @@ def _run(recipe: Recipe, args: SFTConfig, folder: RunFolder, console: Console) -
         write_cards(recipe, items, result)
         folder.write_results(recipe, result)
     return result
+
+
+def _finish(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    say: Say,
+) -> tuple[Accuracy | None, MergeReport | None]:
+    """Save the adapter, merge it where it is, test and save the model."""
+    report = None
+    if isinstance(model, PeftModel):
+        _save(model, None, folder.adapter)
+        if recipe.merge:
+            model, report = _merge(model, tokenizer, items, say)
+    after = _test(model, tokenizer, items, recipe, console, "test after")
+    if not isinstance(model, PeftModel):
+        _save(model, tokenizer, folder.model)
+    return after, report
+
+
+def _finish_apart(
+    model: PreTrainedModel | PeftModel,
+    weights: dict[str, Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Items,
+    recipe: Recipe,
+    folder: RunFolder,
+    console: Console,
+    say: Say,
+) -> tuple[Accuracy | None, MergeReport | None]:
+    """The same for a model whose weights are sharded or quantised: they are tested and saved as they are, and the
+    adapter is merged into a copy of the base model that is neither, by the first process, on the CPU.
+    """
+    after = _test(model, tokenizer, items, recipe, console, "test after")
+    report = None
+    if recipe.method == "full":
+        _save(model, tokenizer, folder.model, weights)
+    else:
+        _save(model, None, folder.adapter, weights)
+        if recipe.merge and PartialState().is_main_process:
+            dtype = training_precision(recipe).compute
+            base, _ = load_model(recipe.model, report=say, dtype=dtype, **model_options(recipe))
+            merged, report = _merge(load_adapter(base, folder.adapter), tokenizer, items, say)
+            if not isinstance(merged, PeftModel):
+                _save(merged, tokenizer, folder.model)
+    PartialState().wait_for_everyone()
+    return after, report
 
 
 def _measure_lengths(
@@ -209,14 +259,6 @@ def _last_good(folder: RunFolder, say: Say) -> str | None:
     return str(found[0]) if found[0] else None
 
 
-def _load_unquantised(recipe: Recipe, model: PeftModel, say: Say) -> PreTrainedModel:
-    """The base model anew, in the dtype that the quantised one computed in."""
-    dtype = str(training_precision(recipe).compute).removeprefix("torch.")
-    load = LoadSettings.model_validate({"dtype": dtype})
-    plain, _ = load_base(recipe.model_copy(update={"load": load}), say)
-    return plain.to(model.device)
-
-
 def _merge(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, say: Say
 ) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
@@ -235,10 +277,16 @@ def _merge(
     return merged, report
 
 
-def _save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+def _save(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write model or adapter, from the first process; ``weights`` are the gathered ones of a sharded model."""
     if PartialState().is_main_process:
         with folder_atomic(folder) as temporary:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
 

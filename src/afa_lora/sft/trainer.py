@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import is_torch_cuda_available
+from transformers.utils import is_torch_cuda_available, strtobool
 from trl import SFTConfig, SFTTrainer
 
 from afa_lora import AnnealingCallback
 from afa_lora.data import Items, to_dataset
 from afa_lora.running.checkpoints import CheckpointSealer, NonFiniteError
 from afa_lora.settings import RecipeError
-from afa_lora.sft.loading import precision_flags
+from afa_lora.sft.loading import precision_flags, training_device
 from afa_lora.sft.recipe import Recipe
 
 
@@ -67,6 +68,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "disable_tqdm": True,
         "dataloader_pin_memory": is_torch_cuda_available(),
         "logging_nan_inf_filter": False,  # a NaN stops the training
+        "use_cpu": training_device(recipe) == "cpu",  # unless this is said, several processes would not see each other
+        "ddp_find_unused_parameters": False,
         **precision_flags(recipe),
         **{key: value for key, value in recipe.train.items() if key != "model_init_kwargs"},
     }
@@ -74,6 +77,11 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         return SFTConfig(**settings)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from error
+
+
+def is_sharded(args: SFTConfig) -> bool:
+    """Whether the Trainer will share the model's weights out among the processes (FSDP)."""
+    return bool(args.fsdp) or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) == 1
 
 
 def make_trainer(

@@ -65,13 +65,15 @@ class AnnealingCallback(TrainerCallback):
     ) -> None:
         if self._annealer is None:
             return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._set(state, state.best_global_step)  # what FSDP2 reads back of a checkpoint has no β
         for name, anneal_state in self._annealer.states.items():
             if not anneal_state.linear:
                 _warn_not_linear(name, anneal_state.where(), anneal_state.beta, args, state)
 
-    def _set(self, state: TrainerState) -> None:
+    def _set(self, state: TrainerState, step: int | None = None) -> None:
         assert self._annealer is not None
-        step = state.global_step
+        step = state.global_step if step is None else step
         if step < state.max_steps:
             step -= step % self._held_steps
         self._annealer.set_step(step)

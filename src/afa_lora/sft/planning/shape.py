@@ -87,10 +87,9 @@ def shape_model(recipe: Recipe, args: SFTConfig, config: PretrainedConfig) -> Mo
     if base.config._attn_implementation == "sdpa" and not padded:
         base.set_attn_implementation(UNMASKED)
     if args.gradient_checkpointing:
-        how = {
-            key: value for key, value in dict(args.gradient_checkpointing_kwargs or {}).items() if key != "selective"
-        }
-        base.gradient_checkpointing_enable(how or None)
+        given = args.gradient_checkpointing_kwargs or {}
+        assert isinstance(given, dict)  # the Trainer has parsed it
+        base.gradient_checkpointing_enable({key: value for key, value in given.items() if key != "selective"} or None)
         if settings is not None:
             base.enable_input_require_grads()
     add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))

@@ -19,12 +19,12 @@ from afa_lora.core.errors import AfaLoraError
 from afa_lora.core.schedule import Schedule
 from afa_lora.data import Items, LengthReport, load_data, measure_lengths
 from afa_lora.models import check_chat_template, read_parts
-from afa_lora.sft.estimate import StepEstimate, estimate_step
 from afa_lora.sft.folder import RunFolder
 from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision
+from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
+from afa_lora.sft.planning.shape import shape_model
+from afa_lora.sft.planning.timing import Speed, measure_speed
 from afa_lora.sft.recipe import Recipe
-from afa_lora.sft.shape import shape_model
-from afa_lora.sft.timing import Speed, measure_speed
 from afa_lora.sft.trainer import training_arguments
 
 ASSUMED_LENGTH = 1024  # tokens, where neither the data nor max_length say how long sequences are

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from afa_lora.sft.estimate import Product, Work
+from afa_lora.sft.planning.estimate import Product, Work
 
 BUDGET = 1.0  # seconds for all measurements together
 LARGEST_SIDE = {"cpu": 1024}  # a matrix product is no faster per operation beyond
