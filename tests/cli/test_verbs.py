@@ -39,6 +39,34 @@ def test_sft_prints_numbers_and_places(afa: Afa, recipe: Path, tmp_path: Path) -
     assert saved["train"]["learning_rate"] == 0.02
 
 
+def test_a_dry_run_plans_a_model_that_is_not_there_and_writes_nothing(
+    afa: Afa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Path(__file__).parents[2] / "recipes" / "shapes" / "llama-3-8b"
+    monkeypatch.chdir(tmp_path)
+    planned = afa("sft", "llama3_8b", f"model={shape}", "--dry-run")
+    assert planned.code == 0
+    for part in (
+        "224 layers",
+        "500 of 16 sequences",
+        "to 0 at step 150",
+        "14.96 GiB",
+        "GFLOP/s",
+        "runs/llama3-8b/adapter",
+    ):
+        assert part in planned.out
+    assert "Training needs them" in planned.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_tells_everything_that_is_wrong_at_once(afa: Afa, recipe: Path, tmp_path: Path) -> None:
+    refused = afa("sft", recipe, "--dry-run", "model=./nowhere", "data.train=none.json", "adapter.r=0")
+    assert refused.code == 2
+    for part in ("This recipe cannot be run", "model='./nowhere'", "none.json: there is no such file", "r=0"):
+        assert part in refused.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_of_ours_keeps_its_traceback(afa: Afa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import afa_lora.sft
 

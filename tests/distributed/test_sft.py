@@ -97,3 +97,7 @@ def test_accelerate_launch_with_the_configuration_for_the_cpu(folder: Path, tmp_
     [start] = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert start["environment"]["processes"] == 2
     assert_close(tmp_path / "run", folder / "ddp", "adapter/adapter_model.safetensors", 0)
+
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    assert again.returncode != 0  # the first process refuses, the second does not wait for it for ever
+    assert again.stderr.count("holds a finished run") == 1

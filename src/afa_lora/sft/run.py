@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
 
 from afa_lora import MergeReport, NotLinearError, load_adapter, merge
-from afa_lora.data import Items, load_data
+from afa_lora.data import Items, Sample, load_data
 from afa_lora.data.lengths import LengthReport, measure_lengths
 from afa_lora.evaluation import Accuracy, evaluate, score_for
 from afa_lora.files import folder_atomic
@@ -37,7 +36,6 @@ from afa_lora.sft.loading import load_base, model_options, training_precision
 from afa_lora.sft.recipe import Recipe
 from afa_lora.sft.trainer import ExactSFTTrainer, is_sharded, make_trainer, training_arguments
 
-Say = Callable[[str], None]
 PROBE_ITEMS = 4  # prompts on which merged and unmerged model are compared
 
 
@@ -90,225 +88,189 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
     claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
     with claim, explained(recipe, folder.checkpoints):
         processes.wait_for_everyone()  # until the folder is claimed
-        return _run(recipe, args, folder, console)
+        return _Run(recipe, args, folder, console, processes.is_main_process).whole()
 
 
-def _run(recipe: Recipe, args: SFTConfig, folder: RunFolder, console: Console) -> SftResult:
-    def say(text: str) -> None:  # paths and other people's messages may hold square brackets
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+@dataclass
+class _Run:
+    """One run in one process; ``main`` is the process that prints and writes."""
 
-    main = PartialState().is_main_process
-    items = load_data(recipe.data, say)
-    if main:
-        folder.record_start(items)
-    model: PreTrainedModel | PeftModel
-    model, tokenizer = load_base(recipe, say)
-    sharded = is_sharded(args)
-    if not sharded and model.device.type != args.device.type:
-        model.to(args.device)  # type: ignore[arg-type]
-    lengths = _measure_lengths(items, tokenizer, args, console, say)
-    if sharded and recipe.evaluate.before:
-        say("Not tested before the training: a sharded model has its weights in the first process alone until then.")
-    before = None if sharded else _test_before(model, tokenizer, items, recipe, folder, console)
+    recipe: Recipe
+    args: SFTConfig
+    folder: RunFolder
+    console: Console
+    main: bool
+    items: Items = field(init=False)
+    tokenizer: PreTrainedTokenizerBase = field(init=False)
 
-    set_seed(args.seed)  # the same A for every method, and in every process
-    if recipe.method != "full":
-        model = add_adapter(model, recipe)
-    with console.status(f"Tokenizing {len(items.train) + len(items.test)} items …"):
-        trainer = make_trainer(model, tokenizer, items, args, recipe)
-    seconds, peak_memory = _train(trainer, folder, recipe, console, say)
-    test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if items.test else None
-    curve = read_curve(recipe.method, trainer.state.log_history)
-    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None  # whole, in the first process
-    del trainer  # the optimizer's memory
-    gc.collect()
-    rest = (tokenizer, items, recipe, folder, console, say)
-    if sharded or recipe.load.quantization:
-        after, merge_report = _finish_apart(model, weights, *rest)
-    else:
-        after, merge_report = _finish(model, *rest)
-    result = SftResult(folder, before, after, test_loss, curve, asdict(lengths), seconds, peak_memory, merge_report)
-    if main:
-        plot_curves([curve], folder.curves)
-        if after is not None:
-            write_answers(after, folder.answers)
-        write_cards(recipe, items, result)
-        folder.write_results(recipe, result)
-    return result
+    def whole(self) -> SftResult:
+        recipe, args = self.recipe, self.args
+        self.items = load_data(recipe.data, self.say)
+        if self.main:
+            self.folder.record_start(self.items)
+        model: PreTrainedModel | PeftModel
+        model, self.tokenizer = load_base(recipe, self.say)
+        sharded = is_sharded(args)
+        if not sharded and model.device.type != args.device.type:
+            model.to(args.device)  # type: ignore[arg-type]
+        lengths = self.measure_lengths()
+        before = self.test_before(model, sharded) if recipe.evaluate.before else None
 
+        set_seed(args.seed)  # the same A for every method, and in every process
+        if recipe.method != "full":
+            model = add_adapter(model, recipe)
+        with self.console.status(f"Tokenizing {len(self.items.train) + len(self.items.test)} items …"):
+            trainer = make_trainer(model, self.tokenizer, self.items, args, recipe)
+        seconds, peak_memory = self.train(trainer)
+        test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if self.items.test else None
+        curve = read_curve(recipe.method, trainer.state.log_history)
+        weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None  # whole, in the first process
+        del trainer  # the optimizer's memory
+        gc.collect()
 
-def _finish(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Items,
-    recipe: Recipe,
-    folder: RunFolder,
-    console: Console,
-    say: Say,
-) -> tuple[Accuracy | None, MergeReport | None]:
-    """Save the adapter, merge it where it is, test and save the model."""
-    report = None
-    if isinstance(model, PeftModel):
-        _save(model, None, folder.adapter)
-        if recipe.merge:
-            model, report = _merge(model, tokenizer, items, say)
-    after = _test(model, tokenizer, items, recipe, console, "test after")
-    if not isinstance(model, PeftModel):
-        _save(model, tokenizer, folder.model)
-    return after, report
+        if sharded or recipe.load.quantization:
+            after, merge_report = self.finish_apart(model, weights)
+        else:
+            after, merge_report = self.finish(model)
+        result = SftResult(
+            self.folder, before, after, test_loss, curve, asdict(lengths), seconds, peak_memory, merge_report
+        )
+        if self.main:
+            plot_curves([curve], self.folder.curves)
+            if after is not None:
+                write_answers(after, self.folder.answers)
+            write_cards(recipe, self.items, result)
+            self.folder.write_results(recipe, result)
+        return result
 
+    def say(self, text: str) -> None:
+        """Print a line as it is: paths and other people's messages may hold square brackets."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-def _finish_apart(
-    model: PreTrainedModel | PeftModel,
-    weights: dict[str, Tensor] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Items,
-    recipe: Recipe,
-    folder: RunFolder,
-    console: Console,
-    say: Say,
-) -> tuple[Accuracy | None, MergeReport | None]:
-    """The same for a model whose weights are sharded or quantised: they are tested and saved as they are, and the
-    adapter is merged into a copy of the base model that is neither, by the first process, on the CPU.
-    """
-    after = _test(model, tokenizer, items, recipe, console, "test after")
-    report = None
-    if recipe.method == "full":
-        _save(model, tokenizer, folder.model, weights)
-    else:
-        _save(model, None, folder.adapter, weights)
-        if recipe.merge and PartialState().is_main_process:
-            dtype = training_precision(recipe).compute
-            base, _ = load_model(recipe.model, report=say, dtype=dtype, **model_options(recipe))
-            merged, report = _merge(load_adapter(base, folder.adapter), tokenizer, items, say)
+    def measure_lengths(self) -> LengthReport:
+        """Say how long the items are and which of them are cut or dropped; TRL does both without a word."""
+        with progress_bar(self.console) as progress:
+            bar = progress.add_task("measure lengths", total=len(self.items.train) + len(self.items.test), note="")
+
+            def measure(samples: list[Sample], split: Literal["training", "test"]) -> LengthReport:
+                return measure_lengths(samples, self.tokenizer, self.args, split, lambda n: progress.advance(bar, n))
+
+            train = measure(self.items.train, "training")
+            test = measure(self.items.test, "test") if self.items.test else None
+        self.say(str(train))
+        if test and (test.cut or test.dropped):
+            self.say(str(test))
+        return train
+
+    def test_before(self, model: PreTrainedModel, sharded: bool) -> Accuracy | None:
+        """The untrained model's accuracy; an earlier start of the run may have measured it already."""
+        if sharded:
+            self.say("Not tested before the training: until then only the first process has a sharded model's weights.")
+            return None
+        if self.folder.answers_before.is_file():
+            return read_answers(self.folder.answers_before)
+        before = self.test(model, "test before")
+        if before is not None and self.main:
+            write_answers(before, self.folder.answers_before)
+        return before
+
+    def train(self, trainer: ExactSFTTrainer) -> tuple[float, int]:
+        """Train, from the last good checkpoint if there is one. Returns seconds and the peak memory in bytes.
+
+        Raises:
+            RunStopped: Ctrl-C or SIGTERM has ended the training early.
+        """
+        checkpoint = trainer.args.resume_from_checkpoint or self.last_good()
+        if checkpoint:
+            self.say(f"Going on from {checkpoint}.")
+        metrics, stop = MetricsLog(self.folder.metrics), GracefulStop(self.say)
+        with PeakMemory() as memory, TrainingProgress(self.console, f"train {self.recipe.method}") as progress, stop:
+            for callback in (metrics, progress, stop):
+                trainer.add_callback(callback)
+            if self.main:
+                step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+                trainer.add_callback(tensorboard(self.folder.tensorboard, step + 1))
+            trainer.train(resume_from_checkpoint=checkpoint)
+            seconds = metrics.seconds
+        state = trainer.state
+        if stop.requested and state.global_step < state.max_steps:
+            raise RunStopped(
+                f"Stopped and saved at step {state.global_step} of {state.max_steps}. The same command again goes on "
+                "from there."
+            )
+        return seconds, memory.bytes
+
+    def last_good(self) -> str | None:
+        """The checkpoint to go on from, the same for every process."""
+        found = [last_good(self.folder.checkpoints, self.say)] if self.main else [None]
+        broadcast_object_list(found)
+        return str(found[0]) if found[0] else None
+
+    def finish(self, model: PreTrainedModel | PeftModel) -> tuple[Accuracy | None, MergeReport | None]:
+        """Save the adapter, merge it where it is, test and save the model."""
+        report = None
+        if isinstance(model, PeftModel):
+            self.save(model, self.folder.adapter)
+            if self.recipe.merge:
+                model, report = self.merge(model)
+        after = self.test(model, "test after")
+        if not isinstance(model, PeftModel):
+            self.save(model, self.folder.model)
+        return after, report
+
+    def finish_apart(
+        self, model: PreTrainedModel | PeftModel, weights: dict[str, Tensor] | None
+    ) -> tuple[Accuracy | None, MergeReport | None]:
+        """The same for a model that is sharded or quantised: it is tested and saved as it is, and the first process
+        merges the adapter into a copy of the base model that is neither, on the CPU.
+        """
+        after = self.test(model, "test after")
+        report = None
+        self.save(model, self.folder.adapter if isinstance(model, PeftModel) else self.folder.model, weights)
+        if isinstance(model, PeftModel) and self.recipe.merge and self.main:
+            dtype = training_precision(self.recipe).compute
+            base, _ = load_model(self.recipe.model, report=self.say, dtype=dtype, **model_options(self.recipe))
+            merged, report = self.merge(load_adapter(base, self.folder.adapter))
             if not isinstance(merged, PeftModel):
-                _save(merged, tokenizer, folder.model)
-    PartialState().wait_for_everyone()
-    return after, report
+                self.save(merged, self.folder.model)
+        PartialState().wait_for_everyone()
+        return after, report
 
+    def merge(self, model: PeftModel) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
+        """Merge if the adapter is linear; if it is not, say so and go on with the adapter as it is."""
+        texts = [
+            self.tokenizer.apply_chat_template(list(sample.prompt), tokenize=False)
+            for sample in (self.items.test or self.items.train)[:PROBE_ITEMS]
+        ]
+        probe = self.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+        try:
+            merged, report = merge(model, probe)
+        except NotLinearError as error:
+            self.say(f"Not merged: {error}")
+            return model, None
+        assert isinstance(merged, PreTrainedModel)
+        return merged, report
 
-def _measure_lengths(
-    items: Items, tokenizer: PreTrainedTokenizerBase, args: SFTConfig, console: Console, say: Say
-) -> LengthReport:
-    """Say how long the items are and which of them are cut or dropped; TRL does both without a word."""
-    with progress_bar(console) as progress:
-        bar = progress.add_task("measure lengths", total=len(items.train) + len(items.test), note="")
+    def save(self, model: PreTrainedModel | PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write an adapter, or a model with its tokenizer; ``weights`` are the gathered ones of a sharded model."""
+        if self.main:
+            with folder_atomic(folder) as temporary:
+                model.save_pretrained(temporary, state_dict=weights)
+                if not isinstance(model, PeftModel):
+                    self.tokenizer.save_pretrained(temporary)
 
-        def advance(count: int) -> None:
-            progress.advance(bar, count)
-
-        train = measure_lengths(items.train, tokenizer, args, "training", advance)
-        test = measure_lengths(items.test, tokenizer, args, "test", advance) if items.test else None
-    say(str(train))
-    if test and (test.cut or test.dropped):
-        say(str(test))
-    return train
-
-
-def _test_before(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Items,
-    recipe: Recipe,
-    folder: RunFolder,
-    console: Console,
-) -> Accuracy | None:
-    """The untrained model's accuracy; an earlier start of the run may have measured it already."""
-    if not recipe.evaluate.before:
-        return None
-    if folder.answers_before.is_file():
-        return read_answers(folder.answers_before)
-    before = _test(model, tokenizer, items, recipe, console, "test before")
-    if before is not None and PartialState().is_main_process:
-        write_answers(before, folder.answers_before)
-    return before
-
-
-def _train(
-    trainer: ExactSFTTrainer, folder: RunFolder, recipe: Recipe, console: Console, say: Say
-) -> tuple[float, int]:
-    """Train, from the last good checkpoint if there is one. Returns seconds and the peak memory in bytes.
-
-    Raises:
-        RunStopped: Ctrl-C or SIGTERM has ended the training early.
-    """
-    checkpoint = trainer.args.resume_from_checkpoint or _last_good(folder, say)
-    if checkpoint:
-        say(f"Going on from {checkpoint}.")
-    metrics, stop = MetricsLog(folder.metrics), GracefulStop(say)
-    with PeakMemory() as memory, TrainingProgress(console, f"train {recipe.method}") as progress, stop:
-        for callback in (metrics, progress, stop):
-            trainer.add_callback(callback)
-        if trainer.is_world_process_zero():
-            step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
-            trainer.add_callback(tensorboard(folder.tensorboard, step + 1))
-        trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = metrics.seconds
-    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise RunStopped(
-            f"Stopped and saved at step {trainer.state.global_step} of {trainer.state.max_steps}. "
-            "The same command again goes on from there."
-        )
-    return seconds, memory.bytes
-
-
-def _last_good(folder: RunFolder, say: Say) -> str | None:
-    """The checkpoint to go on from, the same for every process."""
-    found = [last_good(folder.checkpoints, say)] if PartialState().is_main_process else [None]
-    broadcast_object_list(found)
-    return str(found[0]) if found[0] else None
-
-
-def _merge(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: Items, say: Say
-) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
-    """Merge if the adapter is linear; if it is not, say so and go on with the adapter as it is."""
-    texts = [
-        tokenizer.apply_chat_template(list(sample.prompt), tokenize=False)
-        for sample in (items.test or items.train)[:PROBE_ITEMS]
-    ]
-    probe = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
-    try:
-        merged, report = merge(model, probe)
-    except NotLinearError as error:
-        say(f"Not merged: {error}")
-        return model, None
-    assert isinstance(merged, PreTrainedModel)
-    return merged, report
-
-
-def _save(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
-    weights: dict[str, Tensor] | None = None,
-) -> None:
-    """Write model or adapter, from the first process; ``weights`` are the gathered ones of a sharded model."""
-    if PartialState().is_main_process:
-        with folder_atomic(folder) as temporary:
-            model.save_pretrained(temporary, state_dict=weights)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-
-
-def _test(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Items,
-    recipe: Recipe,
-    console: Console,
-    description: str,
-) -> Accuracy | None:
-    if not items.test:
-        return None
-    with progress_bar(console) as progress:
-        bar = progress.add_task(description, total=len(items.test), note="")
-        return evaluate(
-            model,
-            tokenizer,
-            items.test,
-            score_for(recipe.data),
-            max_new_tokens=recipe.evaluate.max_new_tokens,
-            batch_size=recipe.evaluate.batch_size,
-            advance=lambda count: progress.advance(bar, count),
-        )
+    def test(self, model: PreTrainedModel | PeftModel, description: str) -> Accuracy | None:
+        """The accuracy of generated answers to the test items, if there are any."""
+        if not self.items.test:
+            return None
+        with progress_bar(self.console) as progress:
+            bar = progress.add_task(description, total=len(self.items.test), note="")
+            return evaluate(
+                model,
+                self.tokenizer,
+                self.items.test,
+                score_for(self.recipe.data),
+                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                batch_size=self.recipe.evaluate.batch_size,
+                advance=lambda count: progress.advance(bar, count),
+            )

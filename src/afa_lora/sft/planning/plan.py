@@ -19,6 +19,7 @@ from afa_lora.core.errors import AfaLoraError
 from afa_lora.core.schedule import Schedule
 from afa_lora.data import Items, LengthReport, load_data, measure_lengths
 from afa_lora.models import check_chat_template, read_parts
+from afa_lora.sft.adapter import adapter_config
 from afa_lora.sft.folder import RunFolder
 from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision
 from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
@@ -112,6 +113,9 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
     if recipe.load.quantization:
         with found.collect():
             check_quantization(recipe)
+    if recipe.method != "full":
+        with found.collect():
+            adapter_config(recipe)
     with found.collect():
         config, tokenizer = _find(recipe, found)
     with found.collect():
