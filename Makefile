@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV); the first time takes a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq "$$(grep '^torch==' constraints.txt)" -c constraints.txt
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[all,dev,docs]'
 	touch $@
 
 install: $(INSTALLED)  ## set up .venv with the tested versions
@@ -53,7 +53,7 @@ check: $(INSTALLED)  ## lint, formatting, types, import contracts, documentation
 	$(BIN)/python tools/check_links.py
 
 docs: $(INSTALLED)  ## build the documentation site into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .

@@ -77,10 +77,10 @@ def site_link(link: re.Match[str], source: Path, pages: dict[Path, str], folder:
     path, anchor, heading = target.partition("#")
     if not path or ":" in path:
         return link[0]
-    uri = pages.get((source.parent / path).resolve())
-    if uri is not None:
-        return f"{image}[{text}]({os.path.relpath(uri, folder or '.')}{anchor}{heading})"
-    return text
+    resolved = (source.parent / path).resolve()
+    if resolved in pages:
+        return f"{image}[{text}]({os.path.relpath(pages[resolved], folder or '.')}{anchor}{heading})"
+    return text if resolved.exists() else link[0]  # MkDocs complains about the latter
 
 
 def generate(name: str) -> str:

@@ -28,7 +28,7 @@ def dora_norm(weight: Tensor, A: Tensor, B: Tensor, scaling: float, base_square:
         A: (r, in).
         B: (out, r).
         scaling: s.
-        base_square: ‖W₀‖² from :func:`squared_row_norm`, if the caller has it.
+        base_square: ‖W₀‖² from `squared_row_norm`, if the caller has it.
 
     Returns:
         (out,), float32 (float64 for float64 weights).

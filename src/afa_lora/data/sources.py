@@ -67,3 +67,4 @@ class HubData(RecordData):
 
 
 DataSource = Annotated[TaskData | FileData | HubData, Field(discriminator="source")]
+"""The ``data`` section of a recipe; ``source`` says which of the three it is."""

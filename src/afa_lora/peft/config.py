@@ -38,12 +38,12 @@ EXCLUSIVE_SETTINGS = (
 class AfaLoraConfig(LoraConfig):  # type: ignore[misc]
     """Configuration of an AFA-LoRA or, with ``use_dora=True``, AFA-DoRA adapter (arXiv 2512.22455).
 
-    Every argument of :class:`peft.LoraConfig` keeps its meaning. ``to_dict()`` (and so the saved
+    Every argument of `peft.LoraConfig` keeps its meaning. ``to_dict()`` (and so the saved
     ``adapter_config.json``) is a plain LoRA configuration at β = 0, and says ``AFA_LORA`` with β at β > 0.
 
     Args:
         activation: σ of Eq. 1: ``relu``, ``silu``, ``gelu``, ``tanh``, ``leaky_relu``, or a name given to
-            :func:`afa_lora.register_activation`.
+            `afa_lora.register_activation`.
         placement: where φ_β stands (Table 1): ``A-σ-B``, ``σ-A-B``, ``A-B-σ``, ``σ-A-σ-B``, ``A-σ-B-σ``, ``σ-A-B-σ``,
             ``σ-A-σ-B-σ``; ``s`` may be written for σ.
         schedule: how β falls (Eq. 5): ``linear``, ``cosine``, ``exponential``, ``step``, ``constant``.

@@ -30,7 +30,7 @@ QUANTISED_LAYERS = ("Linear8bitLt", "Linear4bit", "GPTQLoraLinear", "HqqLoraLine
 
 
 class AfaLoraModel(LoraModel):  # type: ignore[misc]
-    """`LoraModel` that gives the layers of an :class:`AfaLoraConfig` adapter their activation."""
+    """`LoraModel` that gives the layers of an `AfaLoraConfig` adapter their activation."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]

@@ -113,14 +113,14 @@ class AfaVariant(LoraVariant):  # type: ignore[misc]
         return merging.unmerge(self, module, active_adapter, orig_weight)
 
     def unmerged_weight(self, module: LoraLayer, adapter: str, weight: Tensor) -> Tensor:
-        """The inverse of :meth:`merged_weight`, by arithmetic."""
+        """The inverse of `merged_weight`, by arithmetic."""
         return weight.to(opmath(weight)) - merging.delta_weight(module, adapter, opmath(weight))
 
     def forget_merge(self, module: LoraLayer, adapter: str) -> None:
         """Drop what was kept for undoing a merge."""
 
     def require_linear(self, adapter: str) -> None:
-        """Raise :class:`NotLinearError` unless β = 0."""
+        """Raise `NotLinearError` unless β = 0."""
         if not self.state.linear:
             raise NotLinearError(
                 f"adapter {adapter!r} is still non-linear ({self.state.where()}), so no weight matrix equals it. "

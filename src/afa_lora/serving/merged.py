@@ -34,7 +34,7 @@ def export_merged(path: Path, out: Path, *, base: str | None = None, probe: str 
     Raises:
         NotLinearError: the adapter has β > 0.
         ExportError: ``out`` exists, the base model is quantised, or the check failed.
-        AfaLoraError: base model or adapter cannot be reference.
+        AfaLoraError: base model or adapter cannot be loaded.
     """
     refuse_existing(out)
     source = find_source(path, base)

@@ -21,6 +21,7 @@ from afa_lora.serving.check import ExportError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROBE = "The quick brown fox jumps over the lazy dog. 17 + 25 = 42"
+"""The text on which logits are compared unless another is given."""
 
 
 @dataclass(frozen=True)
