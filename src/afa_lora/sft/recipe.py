@@ -72,7 +72,7 @@ class LoadSettings(Section):
     dtype: Dtype = "auto"
     """The dtype of the base weights; auto is bfloat16 where the hardware computes in it, else float32."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """Load the base model quantised by bitsandbytes: 4bit (NF4) or 8bit; TRL keeps the adapter's A and B in bfloat16."""
+    """Load the base model quantised by bitsandbytes: 4bit (NF4) or 8bit; TRL keeps A and B in bfloat16 then."""
 
 
 class EvaluateSettings(Section):
