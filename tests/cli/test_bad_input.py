@@ -228,6 +228,20 @@ def test_a_loss_that_is_not_finite(sft: Sft, settings: dict[str, Any]) -> None:
     assert not (Path(settings["output"]) / "adapter").exists()
 
 
+def test_a_checkpoint_of_another_run_to_start_from(sft: Sft, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert_refused(
+        sft("train.resume_from_checkpoint=nowhere"), "train.resume_from_checkpoint='nowhere' is no checkpoint"
+    )
+    assert sft().code == 0
+    start = tmp_path / "start"
+    (Path(settings["output"]) / "checkpoints" / "checkpoint-4").rename(start)
+    other = sft(f"train.resume_from_checkpoint={start}", f"output={tmp_path / 'other'}")
+    assert other.code == 0
+    assert f"Going on from {start}." in other.out
+    steps = [json.loads(line)["step"] for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [5, 6, 6]  # the last one is the test
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     sft: Sft, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,10 @@ from accelerate import PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from afa_lora.core.errors import AfaLoraError
+from afa_lora.core.errors import AfaLoraError, InvalidSettingError
 from afa_lora.files import flush, sha256, write_atomic
 
 SEAL = "sealed.json"
@@ -116,6 +117,18 @@ def last_good(folder: Path, report: Callable[[str], None]) -> Path | None:
 def newest(folder: Path) -> Path | None:
     """The newest sealed checkpoint, not checked any further."""
     return next((c for c in reversed(checkpoints_of(folder)) if is_sealed(c)), None)
+
+
+def step_of(checkpoint: str) -> int:
+    """The optimizer step at which a checkpoint was taken.
+
+    Raises:
+        InvalidSettingError: there is no checkpoint at that path.
+    """
+    state = Path(checkpoint) / TRAINER_STATE_NAME
+    if not state.is_file():
+        raise InvalidSettingError(f"train.resume_from_checkpoint={checkpoint!r} is no checkpoint: {state} is missing.")
+    return TrainerState.load_from_json(str(state)).global_step
 
 
 def checkpoints_of(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from afa_lora.models import load_model
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
-from afa_lora.running.checkpoints import last_good
+from afa_lora.running.checkpoints import last_good, step_of
 from afa_lora.running.metrics import TEST, MetricsLog, tensorboard
 from afa_lora.running.stopping import GracefulStop
 from afa_lora.sft.adapter import add_adapter
@@ -180,15 +180,15 @@ class _Run:
         Raises:
             RunStopped: Ctrl-C or SIGTERM has ended the training early.
         """
-        checkpoint = trainer.args.resume_from_checkpoint or self.last_good()
+        checkpoint, step = self.last_good() or self.args.resume_from_checkpoint, 0
         if checkpoint:
+            step = step_of(checkpoint)
             self.say(f"Going on from {checkpoint}.")
         metrics, stop = MetricsLog(self.folder.metrics), GracefulStop(self.say)
         with PeakMemory() as memory, TrainingProgress(self.console, f"train {self.recipe.method}") as progress, stop:
             for callback in (metrics, progress, stop):
                 trainer.add_callback(callback)
             if self.main:
-                step = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
                 trainer.add_callback(tensorboard(self.folder.tensorboard, step + 1))
             trainer.train(resume_from_checkpoint=checkpoint)
             seconds = metrics.seconds
