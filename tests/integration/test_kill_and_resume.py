@@ -28,3 +28,4 @@ def test_ten_killed_runs_end_like_the_one_that_nobody_touched(tmp_path: Path) ->
     assert len(kills) == KILLS
     assert [kill for kill in kills if kill["exit_code_of_the_resumed_run"] or kill["different"]] == []
     assert any(kill["sealed_checkpoints"] for kill in kills), "no kill came late enough to test a resume"
+    assert any(kill["unsealed_checkpoints"] for kill in kills), "no kill came in the middle of a save"

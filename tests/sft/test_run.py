@@ -184,7 +184,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_settings(settings: dict[st
         ("anneal", {"activation": "sigmoid"}, "activation"),
         ("anneal", {"schedule": "linaer"}, "Did you mean 'linear'"),
         ("anneal", {"anneal_start": 0.5, "anneal_end": 0.5}, "anneal_end=0.5 must come after"),
-        ("adapter", {"r": 0}, "r=0"),
+        ("adapter", {"r": 0}, "adapter.r = 0"),
         ("adapter", {"target_modules": ["w_query"]}, "w_query"),
         ("train", {"eval_strategy": "sometimes"}, "sometimes"),
         ("train", {"packing": True, "max_length": None}, "max_length"),

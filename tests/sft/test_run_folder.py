@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from afa_lora.data import load_data
 from afa_lora.running.metrics import read_metrics
-from afa_lora.sft import SftResult, parse_recipe, run_sft
+from afa_lora.sft import RecipeError, SftResult, parse_recipe, run_sft
+from afa_lora.sft.card import write_cards
 from tests.tiny_chat import save_tiny_chat_model
 
 
@@ -133,3 +135,66 @@ def test_a_quantised_base_is_merged_as_it_was_before(
     name = "model.embed_tokens.weight"
     assert merged[name].equal(base[name])  # no adapter there, so not a bit may have changed
     assert all(tensor.dtype == base[key].dtype for key, tensor in merged.items())
+
+
+@pytest.mark.parametrize("logging", [{"logging_steps": 10}, {"logging_strategy": "no"}])
+def test_a_run_that_logs_little_or_nothing_ends_well_and_its_card_counts_every_step(
+    settings: dict[str, Any], logging: dict[str, Any]
+) -> None:
+    del settings["train"]["logging_steps"]
+    settings["train"] |= {"max_steps": 15, **logging}
+    result = run_sft(parse_recipe(settings))
+    card = (result.folder.adapter / "README.md").read_text()
+    assert "| optimizer steps | 15 |" in card
+    assert "over steps 0 to 4.5 of 15" in card
+
+
+def test_logs_between_checkpoints_are_whole_after_a_resume(settings: dict[str, Any]) -> None:
+    settings["train"] |= {"save_strategy": "steps", "save_steps": 5, "logging_steps": 4}
+    result = run_sft(parse_recipe(settings))
+    before = read_metrics(result.folder.metrics)
+    result.folder.results.unlink()
+    (result.folder.checkpoints / "checkpoint-16" / "sealed.json").unlink()
+    (result.folder.checkpoints / "checkpoint-15" / "sealed.json").unlink()
+    after = read_metrics(run_sft(parse_recipe(settings)).folder.metrics)
+    for key in ("step", "loss", "num_tokens", "entropy", "mean_token_accuracy", "afa/beta"):
+        assert [entry.get(key) for entry in after] == [entry.get(key) for entry in before]
+
+
+def test_what_does_not_change_the_training_may_change_before_it_goes_on(settings: dict[str, Any]) -> None:
+    settings["train"] |= {"save_strategy": "steps", "save_steps": 4}
+    result = run_sft(parse_recipe(settings))
+    result.folder.results.unlink()
+    settings["train"] |= {"save_total_limit": 2, "save_steps": 8}
+    again = run_sft(parse_recipe({**settings, "output": f"{settings['output']}/../run"}))
+    assert yaml.safe_load(again.folder.recipe.read_text())["train"]["save_total_limit"] == 2
+
+
+def test_a_finished_adapter_is_not_overwritten_by_another_recipe(settings: dict[str, Any]) -> None:
+    result = run_sft(parse_recipe(settings))  # no checkpoints
+    result.folder.results.unlink()
+    settings["train"]["learning_rate"] = 0.5
+    with pytest.raises(RecipeError, match="of another recipe"):
+        run_sft(parse_recipe(settings))
+
+
+def test_another_number_of_processes_does_not_go_on(settings: dict[str, Any]) -> None:
+    result = run_sft(parse_recipe(settings))
+    result.folder.results.unlink()
+    starts = json.loads(result.folder.provenance.read_text())
+    starts[-1]["environment"]["processes"] = 4
+    result.folder.provenance.write_text(json.dumps(starts))
+    with pytest.raises(RecipeError, match="an interrupted run of 4 processes, now there are 1"):
+        run_sft(parse_recipe(settings))
+
+
+def test_cards_name_an_embedded_model_by_its_origin_and_a_fully_trained_one_as_a_model(
+    settings: dict[str, Any], result: SftResult
+) -> None:
+    recipe = parse_recipe({**settings, "model": "smollm2-135m"})
+    write_cards(recipe, load_data(recipe.data), result)
+    card = ModelCard.load(result.folder.adapter / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "load_model('smollm2-135m')" in card.text
+    full = run_sft(parse_recipe({**settings, "method": "full", "output": settings["output"] + "-full"}))
+    assert "This folder holds the model." in (full.folder.model / "README.md").read_text()

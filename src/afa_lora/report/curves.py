@@ -68,7 +68,8 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         for panel in panels:
             panel.axvspan(start, end, color="0.92", zorder=0, label="β > 0" if panel is panels[0] else None)
     panels[0].set_ylabel("training loss (nats per token)")
-    panels[0].legend(frameon=False)
+    if panels[0].get_legend_handles_labels()[0]:  # nothing is drawn where nothing was logged
+        panels[0].legend(frameon=False)
     if annealed:
         panels[1].set(ylabel="β", ylim=(-0.05, 1.05))
     panels[-1].set_xlabel("optimizer step")

@@ -119,15 +119,19 @@ def newest(folder: Path) -> Path | None:
     return next((c for c in reversed(checkpoints_of(folder)) if is_sealed(c)), None)
 
 
-def step_of(checkpoint: str) -> int:
-    """The optimizer step at which a checkpoint was taken.
+def check_checkpoint(checkpoint: str) -> int:
+    """Look at a checkpoint before a training goes on from it. Returns the optimizer step at which it was taken.
 
     Raises:
-        InvalidSettingError: there is no checkpoint at that path.
+        InvalidSettingError: there is no checkpoint at that path, or it has a seal and does not match it.
     """
-    state = Path(checkpoint) / TRAINER_STATE_NAME
+    folder = Path(checkpoint)
+    state = folder / TRAINER_STATE_NAME
     if not state.is_file():
         raise InvalidSettingError(f"train.resume_from_checkpoint={checkpoint!r} is no checkpoint: {state} is missing.")
+    fault = damage(folder) if is_sealed(folder) else None  # another program's checkpoints have no seal
+    if fault:
+        raise InvalidSettingError(f"train.resume_from_checkpoint={checkpoint!r} cannot be used: {fault}.")
     return TrainerState.load_from_json(str(state)).global_step
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,6 +15,23 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM do inside the block what Ctrl-C does."""
+    if not _may_handle_signals():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _may_handle_signals() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class GracefulStop(TrainerCallback):
@@ -34,7 +53,8 @@ class GracefulStop(TrainerCallback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> GracefulStop:
-        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        if _may_handle_signals():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -13,6 +13,7 @@ from afa_lora import AfaLoraConfig, Schedule
 from afa_lora.data import FileData, HubData, Items
 from afa_lora.evaluation import Accuracy
 from afa_lora.files import write_atomic
+from afa_lora.models import EMBEDDED
 from afa_lora.running.provenance import environment
 from afa_lora.sft.recipe import Recipe, dump_recipe
 
@@ -26,11 +27,17 @@ METHODS = {
     "afa-lora": "AFA-LoRA (LoRA with an activation that is annealed away during training)",
     "afa-dora": "AFA-DoRA (DoRA with an activation that is annealed away during training)",
 }
-LOAD_ADAPTER = """\
-from {library} import {loader}
+LOAD_BASE = """\
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base!r})
+model = AutoModelForCausalLM.from_pretrained({base!r})"""
+LOAD_EMBEDDED = """\
+from afa_lora.models import load_model
+
+model, tokenizer = load_model({base!r})"""
+LOAD_ADAPTER = """\
+from {library} import {loader}
+{load_base}
 model = {call}(model, "path/to/this/folder")"""
 LOAD_MODEL = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +51,7 @@ def write_cards(recipe: Recipe, items: Items, result: SftResult) -> None:
     shared = _facts(recipe, items, result)
     for folder, facts in (
         (result.folder.adapter, _adapter_facts(recipe, result)),
-        (result.folder.model, {"what": _what(recipe, "merged model"), "library": "transformers", "code": LOAD_MODEL}),
+        (result.folder.model, {"what": _what(recipe, "model"), "library": "transformers", "code": LOAD_MODEL}),
     ):
         if folder.is_dir():
             write_atomic(folder / "README.md", render_card({**shared, **facts}))
@@ -59,18 +66,17 @@ def render_card(facts: dict[str, Any]) -> str:
 
 def _facts(recipe: Recipe, items: Items, result: SftResult) -> dict[str, Any]:
     config = PeftConfig.from_pretrained(str(result.folder.adapter)) if result.folder.adapter.is_dir() else None
-    steps = result.curve.loss[-1][0] if result.curve.loss else 0
     return {
         "title": recipe.output.name,
-        "base_model": recipe.model,
+        "base_model": EMBEDDED[recipe.model].hub if recipe.model in EMBEDDED else recipe.model,
         "tags": list(dict.fromkeys(["sft", "trl", recipe.method, *(["afa-lora"] if recipe.anneals else [])])),
         "datasets": [recipe.data.name] if isinstance(recipe.data, HubData) else [],
         "method": METHODS[recipe.method],
         "adapter": config if isinstance(config, LoraConfig) else None,
         "targets": recipe.adapter.get("target_modules", "all-linear"),
-        "anneal": _anneal(recipe, config, steps),
+        "anneal": _anneal(recipe, config, result.steps),
         "data": f"{_source(recipe)}: {len(items.train):,} items to train on, {len(items.test):,} to test on",
-        "steps": steps,
+        "steps": result.steps,
         "learning_rate": recipe.train.get("learning_rate", "TRL's default"),
         "seed": recipe.train.get("seed", 42),
         "rows": _rows(result),
@@ -88,7 +94,8 @@ def _adapter_facts(recipe: Recipe, result: SftResult) -> dict[str, Any]:
     else:
         what = _what(recipe, "plain adapter, which stock PEFT loads")
         load = {"library": "peft", "loader": "PeftModel", "call": "PeftModel.from_pretrained"}
-    return {"what": what, "library": "peft", "code": LOAD_ADAPTER.format(base=recipe.model, **load)}
+    load_base = (LOAD_EMBEDDED if recipe.model in EMBEDDED else LOAD_BASE).format(base=recipe.model)
+    return {"what": what, "library": "peft", "code": LOAD_ADAPTER.format(load_base=load_base, **load)}
 
 
 def _what(recipe: Recipe, kind: str) -> str:

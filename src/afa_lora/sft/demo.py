@@ -92,4 +92,4 @@ def _say_where(result: SftResult, curves: Path, console: Console) -> None:
         "  afa schedule",
         "  afa sft recipes/sft/quickstart.yaml anneal.activation=gelu output=runs/gelu",
     )
-    console.print("\n".join(lines), soft_wrap=True, highlight=False)
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 
 from afa_lora.core.errors import AfaLoraError
@@ -38,22 +39,21 @@ def explained(recipe: Recipe, checkpoints: Path) -> Iterator[None]:
     except NonFiniteError as error:
         raise RunStopped(
             f"Training has diverged: {error}. {_kept(checkpoints)} Lower train.learning_rate"
-            f"{_now(recipe, 'learning_rate')}, lengthen train.warmup_steps or lower train.max_grad_norm, in a run with "
-            f"another output{_from_there(checkpoints)}."
+            f"{_now(recipe, 'learning_rate')} or lengthen train.warmup_steps, in a run with another output."
         ) from error
     except KeyboardInterrupt:
-        raise RunStopped(f"Interrupted. {_kept(checkpoints)} {_again()}") from None
+        raise RunStopped(f"Interrupted. {what_is_kept(checkpoints)}") from None
     except (OSError, RuntimeError, SafetensorError, MemoryError) as error:
         if _is_full_disk(error):
             _remove_unfinished(checkpoints)
             free = shutil.disk_usage(recipe.output).free / GIB
             raise RunStopped(
                 f"The disk is full: writing to {recipe.output} failed ({_first_line(error)}; {free:.1f} GiB are free). "
-                f"{_kept(checkpoints)} Free some space or set train.save_total_limit=2. {_again()}"
+                f"Free some space or set train.save_total_limit=2. {what_is_kept(checkpoints)}"
             ) from error
         if _is_out_of_memory(error):
             raise RunStopped(
-                f"Out of memory ({_first_line(error)}). {_kept(checkpoints)} {_less_memory(recipe)}"
+                f"Out of memory ({_first_line(error)}). {_kept(checkpoints)} {_less_memory(recipe, checkpoints)}"
             ) from error
         raise
 
@@ -71,6 +71,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _remove_unfinished(checkpoints: Path) -> None:
+    if not PartialState().is_main_process:
+        return
     for checkpoint in checkpoints_of(checkpoints):
         if not is_sealed(checkpoint):
             remove(checkpoint)
@@ -81,16 +83,13 @@ def _kept(checkpoints: Path) -> str:
     return f"The last good checkpoint is {last}." if last else "There was no checkpoint yet."
 
 
-def _from_there(checkpoints: Path) -> str:
-    last = newest(checkpoints)
-    return f"; train.resume_from_checkpoint={last} starts it from there" if last else ""
+def what_is_kept(checkpoints: Path) -> str:
+    """The last good checkpoint, and what starting the run again does."""
+    how = "goes on from there" if newest(checkpoints) else "starts from the beginning"
+    return f"{_kept(checkpoints)} The same command again {how}."
 
 
-def _again() -> str:
-    return "The same command again goes on from there."
-
-
-def _less_memory(recipe: Recipe) -> str:
+def _less_memory(recipe: Recipe, checkpoints: Path) -> str:
     """What to lower, most effective first, leaving out what is done already."""
     batch = recipe.train.get("per_device_train_batch_size", 8)
     remedies = []
@@ -106,7 +105,9 @@ def _less_memory(recipe: Recipe) -> str:
     remedies.append(f"train.max_length={length // 2}" if length else "train.max_length=1024")
     if recipe.load.quantization is None and recipe.method != "full":
         remedies.append("load.quantization=4bit")
-    return f"Lower one of: {'; '.join(remedies)}."
+    elsewhere = " In a run with another output: they change the training." if newest(checkpoints) else ""
+    test = f" If it came in a test: evaluate.batch_size={max(recipe.evaluate.batch_size // 2, 1)}."
+    return f"Change one of: {'; '.join(remedies)}.{elsewhere}{test}"
 
 
 def _now(recipe: Recipe, key: str) -> str:

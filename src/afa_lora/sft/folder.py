@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from afa_lora.data import Items, fingerprint
 from afa_lora.evaluation import Accuracy, Answer
-from afa_lora.files import write_atomic
+from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.running.checkpoints import newest
 from afa_lora.running.provenance import command, environment, git_state
 from afa_lora.settings import RecipeError, parse_yaml
@@ -22,6 +22,16 @@ from afa_lora.sft.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:
     from afa_lora.sft.run import SftResult
+
+
+# What may be changed before a run goes on: it ends the same.
+HARMLESS = {
+    "output",  # the folder itself, spelt in another way
+    "merge",
+    "evaluate.batch_size",
+    *(f"train.{key}" for key in ("save_total_limit", "save_steps", "save_strategy", "per_device_eval_batch_size")),
+    *(f"train.{key}" for key in ("report_to", "run_name", "dataloader_num_workers", "dataloader_pin_memory")),
+}
 
 
 @dataclass(frozen=True)
@@ -108,16 +118,17 @@ class RunFolder:
             return False
         started = parse_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
         changes = _differences(started, parse_yaml(dump_recipe(recipe), "recipe"))
+        listed = " There it is, here it is:\n  " + "\n  ".join(changes) + "\n" if changes else " "
+        other = " of another recipe." if changes else "."
         if self.results.is_file():
-            of = " of another recipe" if changes else ""
             raise RecipeError(
-                f"output={str(self.path)!r} holds a finished run{of}. Choose another output, or remove that folder."
+                f"output={str(self.path)!r} holds a finished run{other}{listed}Choose another output, or remove that "
+                f"folder. To look at the run: afa chat {self.path}"
             )
-        if changes and newest(self.checkpoints) is not None:
-            listed = "\n  ".join(changes)
+        if changes and (newest(self.checkpoints) or self.adapter.exists() or self.model.exists()):
             raise RecipeError(
-                f"output={str(self.path)!r} holds an interrupted run of another recipe. There it is, here it is:\n"
-                f"  {listed}\nChoose another output, remove that folder, or give the same settings again to go on."
+                f"output={str(self.path)!r} holds an interrupted run{other}{listed}Choose another output, remove that "
+                "folder, or give the same settings again to go on."
             )
         return not changes
 
@@ -130,22 +141,25 @@ class RunFolder:
         """
         self.check(recipe)
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                goes_on = self.check(recipe)  # it may have been finished a moment ago
-                if not goes_on:  # of an interrupted run without a checkpoint nothing can be used
-                    for file in (self.provenance, self.metrics, self.answers_before):
-                        file.unlink(missing_ok=True)
-                write_atomic(self.recipe, dump_recipe(recipe))
-                yield goes_on
+            lock.acquire(timeout=0)
         except Timeout:
             raise RecipeError(f"Another process is training in output={str(self.path)!r} now.") from None
+        with lock:
+            goes_on = self.check(recipe)  # it may have been finished a moment ago
+            if not goes_on:  # of an interrupted run without a checkpoint nothing can be used
+                for file in (self.provenance, self.metrics, self.answers_before):
+                    file.unlink(missing_ok=True)
+            remove_leftovers(self.path)
+            write_atomic(self.recipe, dump_recipe(recipe))
+            yield goes_on
 
-    def record_start(self, items: Items) -> None:
-        """Add this start of the run to its provenance.
+    def record_start(self, items: Items, say: Callable[[str], None]) -> None:
+        """Add this start of the run to its provenance; packages that have changed since the last one are said.
 
         Raises:
-            RecipeError: the data are others than at an earlier start, under the same recipe.
+            RecipeError: data or number of processes are others than at an earlier start, under the same recipe.
         """
         data = {
             "train_items": len(items.train),
@@ -159,8 +173,19 @@ class RunFolder:
                 f"output={str(self.path)!r} holds an interrupted run, and its data have changed since. It had "
                 f"{starts[-1]['data']}, now there are {data}. Restore the data, or choose another output."
             )
+        present = environment()
+        if starts:
+            before = starts[-1]["environment"]
+            if before["processes"] != present["processes"]:
+                raise RecipeError(
+                    f"output={str(self.path)!r} holds an interrupted run of {before['processes']} processes, now there "
+                    f"are {present['processes']}: other items would be trained on. Start as many, or choose another "
+                    "output."
+                )
+            for name in (name for name in present if present[name] != before.get(name)):
+                say(f"Changed since the run was interrupted: {name} {before.get(name)} → {present[name]}.")
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        start = {"time": now, "command": command(), "git": git_state(), "data": data, "environment": environment()}
+        start = {"time": now, "command": command(), "git": git_state(), "data": data, "environment": present}
         write_atomic(self.provenance, json.dumps([*starts, start], indent=2) + "\n")
 
     def write_results(self, recipe: Recipe, result: SftResult) -> None:
@@ -202,7 +227,9 @@ def _numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Where two nested settings differ: the dotted key, the old and the new value."""
+    """Where two nested settings differ in what changes a training: the dotted key, the old and the new value."""
+    if key in HARMLESS:
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [line for n in names for line in _differences(old.get(n), new.get(n), f"{key}.{n}" if key else n)]

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,10 +127,25 @@ def load_base(recipe: Recipe, report: Callable[[str], None] = print) -> tuple[Pr
             options.setdefault("device_map", "cpu")  # a GPU that is there would be taken otherwise
     report(f"{precision}{f'; {recipe.load.quantization} weights' if recipe.load.quantization else ''}.")
     model, tokenizer = load_model(recipe.model, report=report, dtype=precision.weights, **options)
-    check_chat_template(recipe.model, tokenizer)
+    use_chat_template(recipe, tokenizer)
     if recipe.load.quantization == "4bit" and precision.device == "cpu":
         _keep_trainable(model)
     return model, tokenizer
+
+
+def use_chat_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer the template that ``train.chat_template_path`` names, before anything is measured or tested.
+
+    Raises:
+        RecipeError: it names no file. TRL would take another model's tokens from there too; that is not done here.
+        ModelError: there is no template, in the recipe or in the model.
+    """
+    path = recipe.train.get("chat_template_path")
+    if path is not None:
+        if not (path.endswith(".jinja") and Path(path).is_file()):
+            raise RecipeError(f"train.chat_template_path={path!r} is no .jinja file (looked for it in {Path.cwd()}).")
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    check_chat_template(recipe.model, tokenizer)
 
 
 def _keep_trainable(model: PreTrainedModel) -> None:

@@ -25,12 +25,12 @@ from afa_lora.models import load_model
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
-from afa_lora.running.checkpoints import last_good, step_of
+from afa_lora.running.checkpoints import check_checkpoint, last_good
 from afa_lora.running.metrics import TEST, MetricsLog, tensorboard
-from afa_lora.running.stopping import GracefulStop
+from afa_lora.running.stopping import GracefulStop, terminable
 from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.card import write_cards
-from afa_lora.sft.failures import RunStopped, explained
+from afa_lora.sft.failures import RunStopped, explained, what_is_kept
 from afa_lora.sft.folder import RunFolder, read_answers, write_answers
 from afa_lora.sft.loading import load_base, model_options, training_precision
 from afa_lora.sft.recipe import Recipe
@@ -51,6 +51,7 @@ class SftResult:
         test_loss: mean loss of the right answers to the test items, in nats per token, if there are any.
         curve: training loss and β.
         lengths: the training items' lengths in tokens, and how many were cut or dropped.
+        steps: optimizer steps of the training.
         seconds: duration of the training alone, over all starts of the run.
         peak_memory: most memory held during the training, in bytes.
         merge: how far merging has changed the logits; ``None`` if nothing was merged.
@@ -62,6 +63,7 @@ class SftResult:
     test_loss: float | None
     curve: Curve
     lengths: dict[str, Any]
+    steps: int
     seconds: float
     peak_memory: int
     merge: MergeReport | None
@@ -86,7 +88,7 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
     folder = RunFolder(recipe.output)
     console = (console or Console()) if processes.is_main_process else Console(quiet=True)
     claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
-    with claim, explained(recipe, folder.checkpoints):
+    with claim, explained(recipe, folder.checkpoints), terminable():
         processes.wait_for_everyone()  # until the folder is claimed
         return _Run(recipe, args, folder, console, processes.is_main_process).whole()
 
@@ -107,7 +109,7 @@ class _Run:
         recipe, args = self.recipe, self.args
         self.items = load_data(recipe.data, self.say)
         if self.main:
-            self.folder.record_start(self.items)
+            self.folder.record_start(self.items, self.say)
         model: PreTrainedModel | PeftModel
         model, self.tokenizer = load_base(recipe, self.say)
         sharded = is_sharded(args)
@@ -123,7 +125,7 @@ class _Run:
             trainer = make_trainer(model, self.tokenizer, self.items, args, recipe)
         seconds, peak_memory = self.train(trainer)
         test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if self.items.test else None
-        curve = read_curve(recipe.method, trainer.state.log_history)
+        curve, steps = read_curve(recipe.method, trainer.state.log_history), trainer.state.max_steps
         weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None  # whole, in the first process
         del trainer  # the optimizer's memory
         gc.collect()
@@ -133,7 +135,7 @@ class _Run:
         else:
             after, merge_report = self.finish(model)
         result = SftResult(
-            self.folder, before, after, test_loss, curve, asdict(lengths), seconds, peak_memory, merge_report
+            self.folder, before, after, test_loss, curve, asdict(lengths), steps, seconds, peak_memory, merge_report
         )
         if self.main:
             plot_curves([curve], self.folder.curves)
@@ -182,7 +184,7 @@ class _Run:
         """
         checkpoint, step = self.last_good() or self.args.resume_from_checkpoint, 0
         if checkpoint:
-            step = step_of(checkpoint)
+            step = check_checkpoint(checkpoint)
             self.say(f"Going on from {checkpoint}.")
         metrics, stop = MetricsLog(self.folder.metrics), GracefulStop(self.say)
         with PeakMemory() as memory, TrainingProgress(self.console, f"train {self.recipe.method}") as progress, stop:
@@ -192,11 +194,10 @@ class _Run:
                 trainer.add_callback(tensorboard(self.folder.tensorboard, step + 1))
             trainer.train(resume_from_checkpoint=checkpoint)
             seconds = metrics.seconds
-        state = trainer.state
-        if stop.requested and state.global_step < state.max_steps:
+        if stop.requested:
             raise RunStopped(
-                f"Stopped and saved at step {state.global_step} of {state.max_steps}. The same command again goes on "
-                "from there."
+                f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
+                f"{what_is_kept(self.folder.checkpoints)}"
             )
         return seconds, memory.bytes
 

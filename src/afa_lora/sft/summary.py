@@ -22,7 +22,7 @@ def print_result(result: SftResult, console: Console) -> None:
         ("results", result.folder.results),
     ):
         if path.exists():
-            console.print(f"{label:<9}{path}", soft_wrap=True, highlight=False)
+            console.print(f"{label:<9}{path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def comparison(results: Mapping[str, SftResult], before: Accuracy | None) -> Table:

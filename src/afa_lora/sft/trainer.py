@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    TrainerState,
+    TrainerCallback,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_torch_cuda_available, strtobool
 from trl import SFTConfig, SFTTrainer
@@ -24,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from afa_lora import AnnealingCallback
 from afa_lora.data import Items, to_dataset
 from afa_lora.running.checkpoints import CheckpointSealer, NonFiniteError
+from afa_lora.running.logging_state import LoggingState
 from afa_lora.settings import RecipeError
 from afa_lora.sft.loading import precision_flags, training_device
 from afa_lora.sft.recipe import Recipe
@@ -33,11 +33,10 @@ class ExactSFTTrainer(SFTTrainer):
     """`SFTTrainer` that resumes exactly, and that raises instead of training on after a loss of NaN or infinity."""
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
-        """Train; TRL counts ``num_tokens`` from 0 again after a resume, here the count goes on."""
-        if resume_from_checkpoint is not None:
-            history = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)).log_history
-            counts = [int(entry["num_tokens"]) for entry in history if "num_tokens" in entry]
-            self._total_train_tokens = counts[-1] if counts else 0
+        """Train, from a checkpoint if one is given, with the logs of an uninterrupted training."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, LoggingState):
+                callback.checkpoint = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -63,6 +62,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     Raises:
         RecipeError: `SFTConfig` refuses a value.
     """
+    if recipe.train.get("save_only_model"):
+        raise RecipeError("train.save_only_model=true: a run could not be resumed from such checkpoints. Leave it out.")
     settings: dict[str, Any] = {
         "output_dir": str(recipe.output / "checkpoints"),
         "disable_tqdm": True,
@@ -70,6 +71,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "logging_nan_inf_filter": False,  # a NaN stops the training
         "use_cpu": training_device(recipe) == "cpu",  # unless this is said, several processes would not see each other
         "ddp_find_unused_parameters": False,
+        "hub_model_id": recipe.output.name if recipe.train.get("push_to_hub") else None,  # else "checkpoints"
         **precision_flags(recipe),
         **{key: value for key, value in recipe.train.items() if key != "model_init_kwargs"},
     }
@@ -97,7 +99,7 @@ def make_trainer(
         RecipeError: TRL refuses settings that do not go together.
     """
     limit, args.save_total_limit = args.save_total_limit, None  # the sealer's task
-    callbacks = [AnnealingCallback()] if recipe.anneals else []
+    annealing: list[TrainerCallback] = [AnnealingCallback()] if recipe.anneals else []
     try:
         trainer = ExactSFTTrainer(
             model=model,
@@ -105,12 +107,16 @@ def make_trainer(
             train_dataset=to_dataset(items.train),
             eval_dataset=to_dataset(items.test) if items.test else None,
             processing_class=tokenizer,
-            callbacks=[*callbacks, CheckpointSealer(limit)],
+            callbacks=annealing,
         )
     except ValueError as error:
         raise RecipeError(f"train: {error}") from error
-    for callback in (PrinterCallback, ProgressCallback):  # `TrainingProgress` stands in for both
+    if is_sharded(args) and not trainer.is_fsdp_enabled:
+        raise RecipeError("FSDP is asked for, and accelerate has none on this hardware: it would run DDP in silence.")
+    for callback in (PrinterCallback, ProgressCallback, TensorBoardCallback):  # ours stand in for them
         trainer.remove_callback(callback)
+    for own in (LoggingState(trainer), CheckpointSealer(limit)):  # in this order: what is sealed is whole
+        trainer.add_callback(own)
     if recipe.anneals:  # before W&B and its like, so that they see β among the logs
         trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, AnnealingCallback))
     return trainer
