@@ -23,7 +23,8 @@ def write(folder: Path, content: Any, name: str = "data.jsonl") -> Path:
 def read(path: Path, said: list[str] | None = None, **settings: Any) -> list[Sample]:
     """Every sample of a file or folder; what is said about it goes to ``said``."""
     source = FileData(source="file", train=path, **settings)
-    return read_files(path, source, [].append if said is None else said.append)
+    records = read_files(path, source, [].append if said is None else said.append)
+    return [sample for record in records for sample in record]
 
 
 def numbered(count: int) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from afa_lora.data import DataError, FileData, fingerprint, load_data
-from afa_lora.data.files import READERS, find_files
+from afa_lora.data.files import MOST_NAMES, READERS, find_files
 from tests.data.reading import numbered, questions, read, write
 
 
@@ -76,11 +76,12 @@ def test_a_malformed_json_file(tmp_path: Path, content: str, line: int, fault: s
 @pytest.mark.parametrize(
     ("content", "line", "fault"),
     [
-        ('prompt,completion\n"a\nb",c\n\nd\n', 5, "1 values for the 2 columns prompt, completion"),
+        ('prompt,completion\n"a\nb",c\n\nd\n', 5, "1 value for the 2 columns prompt, completion"),
         ('prompt,completion\n"a\nb",c\nd,"e\n', 4, "this is not valid CSV: unexpected end of data"),
         ('prompt,completion\na,b\n"c"d,e\n', 3, "this is not valid CSV: ',' expected after '\"'"),
         ('prompt,completion\n"a\nb",c\nd,\n', 4, "'completion' is empty"),
-        ("prompt;completion\na;b\n", 2, "the record has the columns 'prompt;completion'"),
+        ("prompt;completion\na;b\n", 1, "the only column is 'prompt;completion'. Save it as .csv with commas between"),
+        ("prompt\tcompletion\na\tb\n", 1, "the only column is 'prompt\\tcompletion'. Save it as .csv with commas"),
         ("prompt,prompt\na,b\n", 1, "a different name for each column, not prompt, prompt"),
         ("prompt,\na,b\n", 1, "a different name for each column"),
     ],
@@ -148,8 +149,12 @@ def test_a_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_file_of_an_unknown_kind(tmp_path: Path) -> None:
     path = write(tmp_path, "a", "data.tsv")
-    with pytest.raises(DataError, match=r"data\.tsv: not of a known kind, which are \.json, .*\.parquet"):
+    with pytest.raises(
+        DataError, match=r"data\.tsv: not of a known kind, which are \.json, .*\.parquet\. Save it as \.csv"
+    ):
         read(path)
+    with pytest.raises(DataError, match=r"data\.txt: not of a known kind, .*\.parquet\.$"):
+        read(write(tmp_path, "a", "data.txt"))
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
@@ -174,19 +179,92 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_else_in_it(tmp_path: Path) -> None:
-    write(tmp_path, numbered(2), "a.jsonl")
-    write(tmp_path, "about", "notes/README.md")
+    write(tmp_path, numbered(2), "data/a.jsonl")
+    for name in ("README.md", ".gitattributes", "dataset_infos.json", "data/about.txt"):
+        write(tmp_path, "{\n}", name)
+    said: list[str] = []
+    assert questions(read(tmp_path, said)) == ["item 0", "item 1"]
+    passed = "README.md, data/about.txt, dataset_infos.json"
+    assert said[0] == f"{tmp_path}: passed over 3 files of other kinds: {passed}."
+    assert len(said) == 2
+
+
+def test_of_many_other_files_some_are_named(tmp_path: Path) -> None:
+    write(tmp_path, numbered(1))
+    for number in range(MOST_NAMES + 2):
+        write(tmp_path, "a", f"{number:02}.txt")
+    said: list[str] = []
+    read(tmp_path, said)
+    assert said[0].endswith(f"passed over {MOST_NAMES + 2} files of other kinds: {NAMES} and 2 more.")
+
+
+NAMES = ", ".join(f"{number:02}.txt" for number in range(MOST_NAMES))
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, numbered(2), "data/train.jsonl")
+    write(tmp_path, numbered(1), "data/test.jsonl")
+    for train in ("~/data/train.jsonl", "~/data"):
+        source = FileData(source="file", train=Path(train), test=Path("~/data/test.jsonl"))
+        assert questions(load_data(source, [].append).test) == ["item 0"]
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        read(Path("~nobody-of-this-name/train.jsonl"))
+
+
+def test_bad_lines_are_told_together(tmp_path: Path) -> None:
+    good, cut, empty = '{"prompt": "a", "completion": "b"}', '{"prompt": "a"', '{"prompt": "a", "completion": ""}'
+    path = write(tmp_path, "\n".join([good, cut, empty, good, "7", empty]))
     with pytest.raises(DataError) as caught:
-        read(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'notes/README.md'}: not of a known kind")
+        read(path)
+    assert str(caught.value).split("\n") == [
+        f"{path}: 4 rows cannot be read:",
+        "  line 2: this is not valid JSON: Expecting ',' delimiter at column 15.",
+        "  line 3, line 6: 'completion' is empty.",
+        "  line 5: expected a JSON object, found 7.",
+    ]
 
 
-@pytest.mark.parametrize("name", [None, ".hidden.jsonl"])
-def test_a_folder_without_data(tmp_path: Path, name: str | None) -> None:
+def test_of_many_bad_lines_the_first_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "prompt,completion\n" + "a\n" * 11 + "a,b\n" + "a,b,c\n" * 30, "data.csv")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    lines = ", ".join(f"line {number}" for number in range(2, 12))
+    assert str(caught.value).split("\n") == [
+        f"{path}: 41 rows cannot be read, the first 10 of which are:",
+        f"  {lines}: 1 value for the 2 columns prompt, completion.",
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_records_in_an_object(tmp_path: Path, indent: int | None) -> None:
+    path = write(tmp_path, json.dumps({"version": 1, "data": numbered(3)}, indent=indent), "data.json")
+    with pytest.raises(DataError, match=r"If the records are in 'data', give that list itself\.$") as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}, line 1: ")
+
+
+def test_one_record_over_several_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "\n" + json.dumps(numbered(1)[0], indent=2), "data.json")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}, line 2: one JSON object over several lines; give a list of records, [...]."
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, r"\.parquet\.$"),
+        (".hidden.jsonl", r"\.parquet\.$"),
+        ("dataset_info.json", r"Passed over 1 file of other kinds: dataset_info\.json\.$"),
+        ("a.tsv", r"Passed over 1 file of other kinds: a\.tsv\. Save it as \.csv with commas between the columns\.$"),
+    ],
+)
+def test_a_folder_without_data(tmp_path: Path, name: str | None, said: str) -> None:
     if name:
         write(tmp_path, numbered(1), name)
-    with pytest.raises(DataError, match=r"has no data files in it\. It may hold \.json"):
-        find_files(tmp_path)
+    with pytest.raises(DataError, match=rf"has no data files in it\. It may hold \.json.*{said}"):
+        find_files(tmp_path, [].append)
 
 
 @pytest.mark.parametrize("name", ["ARC-Easy", "ARC-Challenge", "boolq", "openbookqa"])
@@ -197,7 +275,10 @@ def test_real_files_read_whole(real_data: Path, name: str) -> None:
     assert len(items.train) > 1000
     assert all(sample.completion.startswith("the correct answer is ") for sample in items.train)
     records = json.loads((folder / "train.json").read_text())
-    assert said[0] == f"{folder / 'train.json'}: {len(records)} records as instruction; {len(records)} samples."
+    assert (
+        said[0]
+        == f"{folder / 'train.json'}: {len(records)} records as instruction; {len(records)} samples; not used: answer."
+    )
 
 
 def test_real_questions_with_columns(real_data: Path) -> None:
@@ -207,7 +288,9 @@ def test_real_questions_with_columns(real_data: Path) -> None:
     items = load_data(source, [].append)
     assert len(items.train) == 7473
     assert all("#### " in sample.completion for sample in items.train + items.test)
-    with pytest.raises(DataError, match=r"train\.jsonl, line 1: the record has the columns 'question', 'answer', but"):
+    with pytest.raises(
+        DataError, match=r"7473 rows cannot be read.*\n  line 1, .*, line 10: the record has the columns"
+    ):
         load_data(source.model_copy(update={"columns": {}}), [].append)
 
 

@@ -39,7 +39,7 @@ def test_every_form_becomes_the_same_sample(tmp_path: Path, form: str, record: d
     (sample,) = read(path, said)
     assert (sample.prompt, sample.completion) == ((ASK,), "4")
     assert sample.entry == record
-    assert said == [f"{path}: 1 records as {form}; 1 samples."]
+    assert said[0].startswith(f"{path}: 1 record as {form}; 1 sample")
     assert read(path, form=form) == [sample]
 
 
@@ -79,7 +79,7 @@ def test_an_answer_that_nothing_precedes_is_left_out_and_said(tmp_path: Path, re
     said: list[str] = []
     (sample,) = read(write(tmp_path, [record]), said)
     assert (sample.prompt, sample.completion) == ((SYSTEM, ASK), "4")
-    assert said[0].endswith("; 1 samples; left out: 1 answers that no user turn precedes.")
+    assert "; 1 sample; left out: 1 answer that no user turn precedes" in said[0]
 
 
 def test_pieces_of_a_conversation_without_an_answer_are_counted(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_pieces_of_a_conversation_without_an_answer_are_counted(tmp_path: Path) 
     path = write(tmp_path, records)
     assert len(read(path, said)) == 1
     assert said == [
-        f"{path}: 5 records as sharegpt; 1 samples; left out: 1 answers that no user turn precedes, "
-        "3 conversations without an answer to learn, 2 answers without text, or to a turn without text."
+        f"{path}: 5 records as sharegpt; 1 sample; left out: 1 answer that no user turn precedes, "
+        "3 conversations without an answer to learn, 2 answers without text, or to a turn without text; not used: id."
     ]
 
 
@@ -106,7 +106,19 @@ def test_columns_get_new_names(tmp_path: Path) -> None:
     (sample,) = read(path, said, columns=columns)
     assert (sample.prompt, sample.completion) == ((ASK,), "4")
     assert sample.entry == {"prompt": "2 + 2?", "completion": "4", "old": "other"}
-    assert ", question read as prompt, answer read as completion" in said[0]
+    assert said == [
+        f"{path}: 1 record as prompt-completion, question read as prompt, answer read as completion, "
+        "prompt read as old; 1 sample; not used: old."
+    ]
+
+
+def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    record = {"instruction": "a", "input": "b", "output": "c"}
+    more: list[dict[str, Any]] = [{"history": []}, {"system": "d", "history": None}, {"note": None}]
+    read(write(tmp_path, [record, *({**record, **other} for other in more)]), said)
+    assert said[0].endswith(": 4 records as instruction; 4 samples; not used: history, system.")
+    assert len(said) == 1
 
 
 def test_form_chooses_where_two_fit(tmp_path: Path) -> None:
@@ -148,7 +160,20 @@ UNKNOWN = "the record has the columns 'promt', 'completion', but needs those of 
         ),
         ({"prompt": "a", "completion": "\ud83d"}, {}, ["'completion' is no Unicode text at character 0"]),
         ({"prompt": "a", "completion": [ASK]}, {}, ["'completion' must be a text or a list of one assistant message"]),
-        ({"messages": [ASK]}, {}, ["'messages' has no assistant message that answers a user's"]),
+        ({"messages": [ASK]}, {}, ["'messages' has no assistant message that answers a user's. Its roles are 'user'."]),
+        (
+            {"messages": [{"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}]},
+            {},
+            [
+                "'messages[0].role' is 'human', which is 'user' here",
+                "of the form sharegpt, whose column 'conversations'",
+            ],
+        ),
+        (
+            {"messages": [ASK, {"role": "model", "content": "b"}]},
+            {},
+            ["no assistant message that answers a user's. Its roles are 'user', 'model'."],
+        ),
         ({"messages": [SYSTEM, SAY]}, {}, ["'messages' has no assistant message that answers a user's"]),
         ({"messages": [ASK, {"role": "assistant", "content": ""}]}, {}, ["'messages[1].content' is empty"]),
         (

@@ -73,8 +73,20 @@ def test_form_chooses_where_two_fit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "faults"),
     [
-        ({"columns": {"prompt": "quesion"}}, ["item 0: there is no column 'quesion'", "mean 'question'?", "'answer'."]),
-        ({"columns": {}}, ["split 'train', item 0: the record has the columns 'question', 'answer'"]),
+        (
+            {"columns": {"prompt": "quesion"}},
+            [
+                "12 rows cannot be read",
+                "item 0, item 1,",
+                "there is no column 'quesion'",
+                "mean 'question'?",
+                "'answer'.",
+            ],
+        ),
+        (
+            {"columns": {}},
+            ["split 'train': 12 rows cannot be read", "item 9: the record has the columns 'question', 'answer'"],
+        ),
         ({"train": "tran"}, ["split 'tran': Unknown split", "['train', 'test']", "Did you mean 'train'?"]),
         ({"config": "defult"}, ["data.config='defult'", "Available: ['default'] Did you mean 'default'?"]),
         (
@@ -100,6 +112,13 @@ def test_a_configuration_must_be_chosen_where_there_are_two(folder: Path) -> Non
         load(folder)
     assert "Did you mean" not in str(caught.value)
     assert len(load(folder, config="other", test_items=1).train) == 3
+
+
+def test_a_split_without_an_answer(folder: Path) -> None:
+    (folder / "train.jsonl").write_text(json.dumps({"conversations": [{"from": "human", "value": "a"}]}))
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(DataError, match="split 'train' holds no records to learn from"):
+        load(folder, columns={})
 
 
 def test_a_malformed_file_of_a_data_set(folder: Path) -> None:

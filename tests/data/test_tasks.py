@@ -33,6 +33,10 @@ def test_more_training_items_leave_the_test_items_as_they_are() -> None:
     assert load_data(source(train_items=400)).test == load_data(source()).test
 
 
+def test_without_a_number_a_hundred_are_tested_on() -> None:
+    assert len(load_data(source(test_items=None), [].append).test) == 100
+
+
 def test_system_message() -> None:
     sample = load_data(source(system="Only the result.")).train[0]
     assert [message["role"] for message in sample.prompt] == ["system", "user"]

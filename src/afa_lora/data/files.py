@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,61 +17,87 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from afa_lora.core.errors import closest
-from afa_lora.data.forms import read_records
-from afa_lora.data.records import DataError, Sample
+from afa_lora.data.forms import list_hint, read_records
+from afa_lora.data.records import DataError, Record, counted
 from afa_lora.data.sources import FileData
 
 Row = tuple[str, Any]
-"""Where a row stands in its file, such as ``line 17``, and what it holds."""
+"""Where a row stands in its file, such as ``line 17``, and what it holds: an object, or the `DataError` about it."""
+
+MOST_NAMES = 10  # files that a line lists
+
+METADATA = ("dataset_info.json", "dataset_infos.json", "state.json")
+"""Files that the library `datasets` writes beside the data; they hold no records."""
 
 
-def read_files(path: Path, source: FileData, report: Callable[[str], None]) -> list[Sample]:
+def read_files(path: Path, source: FileData, report: Callable[[str], None]) -> list[Record]:
     """Read every record of a file, or of all files in a folder; one line a file goes to ``report``.
 
     Raises:
-        DataError: no such file or folder, a file of an unknown kind, not UTF-8, malformed, or a record that
-            `afa_lora.data.forms.read_record` refuses: the file, the line (Parquet: the row, from 1) and the fault.
+        DataError: no such file or folder, a file of an unknown kind, not UTF-8, malformed, or records that
+            `afa_lora.data.forms.read_record` refuses: the file, the lines (Parquet: the rows, from 1) and the faults.
     """
-    samples = [sample for file in find_files(path) for sample in read_records(str(file), rows(file), source, report)]
-    if not samples:
+    files = find_files(path, report)
+    records = [record for file in files for record in read_records(str(file), rows(file), source, report)]
+    if not records:
         raise DataError(f"{path} holds no records to learn from.")
-    return samples
+    return records
 
 
-def find_files(path: Path) -> list[Path]:
-    """The file itself, or all files below a folder, sorted by name; hidden ones are passed over.
+def find_files(path: Path, report: Callable[[str], None]) -> list[Path]:
+    """The file itself, or all data files below a folder, sorted by name.
+
+    In a folder, hidden files, `METADATA` and files of a kind that is not in `READERS` are passed over; one line to
+    ``report`` names them, but for the hidden ones. A ``~`` at the start is the home folder.
 
     Raises:
-        DataError: nothing is there, or a file that is not of a kind in `READERS`.
+        DataError: nothing is there, a folder without data files, or a file that is not of a kind in `READERS`.
     """
+    path = Path(os.path.expanduser(path))  # Path.expanduser raises a RuntimeError for the home of nobody
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
-        if not found:
-            raise DataError(f"The folder {path} has no data files in it. It may hold {_KINDS}.")
-    elif path.is_file():
-        found = [path]
-    else:
+        return _files_below(path, report)
+    if not path.is_file():
         parent = path.parent
         hint = closest(path.name, [file.name for file in parent.iterdir()]) if parent.is_dir() else ""
         raise DataError(f"{path}: there is no such file or folder (looked for it in {Path.cwd()}).{hint}")
-    unknown = [str(file) for file in found if _kind(file) not in READERS]
-    if unknown:
-        raise DataError(
-            f"{', '.join(unknown)}: not of a known kind, which are {_KINDS}. Rename it, move it away, or name one file."
-        )
+    if _kind(path) not in READERS:
+        raise DataError(f"{path}: not of a known kind, which are {_KINDS}.{_tabs([path])}")
+    return [path]
+
+
+def _files_below(folder: Path, report: Callable[[str], None]) -> list[Path]:
+    shown = sorted(file for file in folder.rglob("*") if file.is_file() and not _hidden(file.relative_to(folder)))
+    found = [file for file in shown if _holds_data(file)]
+    passed = [file for file in shown if not _holds_data(file)]
+    names = ", ".join(str(file.relative_to(folder)) for file in passed[:MOST_NAMES])
+    more = f" and {len(passed) - MOST_NAMES} more" if len(passed) > MOST_NAMES else ""
+    over = f"passed over {counted(len(passed), 'file(s)')} of other kinds: {names}{more}." if passed else ""
+    if not found:
+        said = f" {over[0].upper()}{over[1:]}" if over else ""
+        raise DataError(f"The folder {folder} has no data files in it. It may hold {_KINDS}.{said}{_tabs(passed)}")
+    if over:
+        report(f"{folder}: {over}")
     return found
 
 
+def _holds_data(file: Path) -> bool:
+    return _kind(file) in READERS and file.name not in METADATA
+
+
+def _tabs(files: list[Path]) -> str:
+    return f" {_COMMAS}." if any(".tsv" in _kind(file) for file in files) else ""
+
+
 def rows(path: Path) -> Iterator[Row]:
-    """Read a file of a known kind row by row.
+    """Read a file of a known kind row by row; a row that cannot be read is a `DataError` in its place.
 
     Raises:
-        DataError: it is malformed.
+        DataError: the file is malformed, so that no further row can be told.
     """
     try:
         for place, row in READERS[_kind(path)](path):
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, {place}: expected a JSON object, found {json.dumps(row)[:60]}.")
+            if not isinstance(row, dict | DataError):
+                row = DataError(f"expected a JSON object, found {json.dumps(row)[:60]}.")
             yield place, row
     except _Malformed as error:
         raise DataError(f"{path}, line {error.line}: {error}.") from error
@@ -111,8 +138,24 @@ def _read_text(path: Path) -> str:
 def _json_rows(path: Path) -> Iterator[Row]:
     """A JSON array, or JSON lines."""
     text = _read_text(path)
-    found = _array_items(text) if text.lstrip().startswith("[") else _lines(text)
+    if text.lstrip().startswith("["):
+        found = _array_items(text)
+    else:
+        _refuse_one_object(text)
+        found = _lines(text)
     return ((f"line {line}", record) for line, record in found)
+
+
+def _refuse_one_object(text: str) -> None:
+    """Refuse a file that is one object over several lines; in JSON lines each is in its own."""
+    if "\n" not in text.strip():
+        return
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:  # two objects or more
+        return
+    line = 1 + text[: text.index("{")].count("\n")
+    raise _Malformed(line, f"one JSON object over several lines; give a list of records, [...]{list_hint(whole)}")
 
 
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
@@ -121,7 +164,7 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise _Malformed(number, f"this is not valid JSON: {error.msg} at column {error.colno}") from error
+                yield number, DataError(f"this is not valid JSON: {error.msg} at column {error.colno}.")
 
 
 def _array_items(text: str) -> Iterator[tuple[int, Any]]:
@@ -163,14 +206,18 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 columns = _header(values, line)
             elif values:
                 if len(values) != len(columns):
-                    raise _Malformed(line, f"{len(values)} values for the {len(columns)} columns {', '.join(columns)}")
-                yield f"line {line}", dict(zip(columns, values, strict=True))
+                    fault = f"{counted(len(values), 'value(s)')} for the {counted(len(columns), 'column(s)')}"
+                    yield f"line {line}", DataError(f"{fault} {', '.join(columns)}.")
+                else:
+                    yield f"line {line}", dict(zip(columns, values, strict=True))
             line = reader.line_num + 1  # a row may go over several lines: this one is its first
     except csv.Error as error:
         raise _Malformed(line, f"this is not valid CSV: {error}") from error
 
 
 def _header(columns: list[str], line: int) -> list[str]:
+    if len(columns) == 1 and re.search("[;\t]", columns[0]):
+        raise _Malformed(line, f"the only column is {columns[0]!r}. {_COMMAS}")
     if len(set(columns)) < len(columns) or not all(column.strip() for column in columns):
         raise _Malformed(line, f"the first line must hold a different name for each column, not {', '.join(columns)}")
     return columns
@@ -198,3 +245,4 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": _parquet_rows,
 }
 _KINDS = ", ".join(READERS)
+_COMMAS = "Save it as .csv with commas between the columns"

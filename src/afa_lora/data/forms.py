@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from afa_lora.core.errors import closest
-from afa_lora.data.records import DataError, Message, Sample, leaving_out
+from afa_lora.data.records import DataError, Message, Record, Sample, counted, leaving_out
 from afa_lora.data.sources import RecordData
 
 Turn = tuple[list[Message], str]
 """The messages up to an answer, and the answer."""
 
-UNASKED = "answers that no user turn precedes"
-EMPTY = "answers without text, or to a turn without text"
-UNANSWERED = "conversations without an answer to learn"
+UNASKED = "answer(s) that no user turn precedes"
+EMPTY = "answer(s) without text, or to a turn without text"
+UNANSWERED = "conversation(s) without an answer to learn"
+
+MOST_FAULTS = 10  # bad rows that a message lists
 
 
 @dataclass(frozen=True)
@@ -38,37 +40,72 @@ class Reading:
 class _Form:
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any], Counter[str]], list[Turn]]
+    optional: tuple[str, ...] = ()
 
 
 def read_records(
-    origin: str, rows: Iterable[tuple[str, Mapping[str, Any]]], source: RecordData, report: Callable[[str], None]
-) -> list[Sample]:
+    origin: str,
+    rows: Iterable[tuple[str, Mapping[str, Any] | DataError]],
+    source: RecordData,
+    report: Callable[[str], None],
+) -> list[Record]:
     """Turn the rows of one file or split into samples; one line about them goes to ``report``.
 
     Args:
         origin: the file or split, as messages name it.
-        rows: each with the place where it stands, such as ``line 17``.
+        rows: each with the place where it stands, such as ``line 17``; or what is wrong there.
         source: gives the columns' new names, the form if it is chosen, and the system message.
         report: takes one line of text.
 
+    Returns:
+        The records that have samples.
+
     Raises:
-        DataError: a row that cannot be read, with origin, place and fault.
+        DataError: rows that cannot be read: how many, and of the first `MOST_FAULTS` the places and faults.
     """
-    samples: list[Sample] = []
+    records: list[Record] = []
+    faults: list[tuple[str, str]] = []
+    unused: dict[str, None] = {}
     forms: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     for place, row in rows:
         try:
-            reading = read_record(_rename(row, source.columns), source.system, source.form)
+            if isinstance(row, DataError):
+                raise row
+            record = _rename(row, source.columns)
+            reading = read_record(record, source.system, source.form)
         except DataError as error:
-            raise DataError(f"{origin}, {place}: {error}") from error
-        samples += reading.samples
+            faults.append((place, str(error)))
+            continue
+        if reading.samples:
+            records.append(reading.samples)
         forms[reading.form] += 1
         left_out += reading.left_out
+        unused |= dict.fromkeys(_unused(record, FORMS[reading.form]))
+    if faults:
+        raise DataError(_all_faults(origin, faults))
     renamed = "".join(f", {old} read as {new}" for new, old in source.columns.items())
-    how = " and ".join(f"{count} records as {form}" for form, count in forms.items()) or "0 records"
-    report(f"{origin}: {how}{renamed}; {len(samples)} samples{leaving_out(left_out)}.")
-    return samples
+    how = " and ".join(counted(count, f"record(s) as {form}") for form, count in forms.items()) or "0 records"
+    ignored = f"; not used: {', '.join(unused)}" if unused else ""
+    report(f"{origin}: {how}{renamed}; {counted(sum(map(len, records)), 'sample(s)')}{leaving_out(left_out)}{ignored}.")
+    return records
+
+
+def _unused(record: Mapping[str, Any], form: _Form) -> Iterable[str]:
+    used = form.columns + form.optional
+    return (column for column, value in record.items() if column not in used and value is not None)
+
+
+def _all_faults(origin: str, faults: list[tuple[str, str]]) -> str:
+    """What is wrong with the rows; those of the first few with the same fault share a line."""
+    if len(faults) == 1:
+        return f"{origin}, {faults[0][0]}: {faults[0][1]}"
+    places: dict[str, list[str]] = {}
+    for place, fault in faults[:MOST_FAULTS]:
+        places.setdefault(fault, []).append(place)
+    listed = "".join(f"\n  {', '.join(where)}: {fault}" for fault, where in places.items())
+    first = f", the first {MOST_FAULTS} of which are" if len(faults) > MOST_FAULTS else ""
+    return f"{origin}: {len(faults)} rows cannot be read{first}:{listed}"
 
 
 def read_record(record: Mapping[str, Any], system: str | None = None, form: str | None = None) -> Reading:
@@ -134,8 +171,16 @@ def _find_form(record: Mapping[str, Any], chosen: str | None) -> str:
     raise DataError(
         f"the record has the columns {_listed(record)}, but needs those of {'a' if chosen is None else 'its'} form "
         f"({known}).{_near_miss(record, among)} Where a column has another name, give it with data.columns, as "
-        f"data.columns.{missing}=NAME."
+        f"data.columns.{missing}=NAME{list_hint(record)}."
     )
+
+
+def list_hint(record: Mapping[str, Any]) -> str:
+    """A remedy if one of the values is a list of objects other than messages: perhaps those are the records."""
+    for column, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and not value[0].keys() & {"role", "from"}:
+            return f". If the records are in {column!r}, give that list itself"
+    return ""
 
 
 def _near_miss(record: Mapping[str, Any], among: Mapping[str, _Form]) -> str:
@@ -173,11 +218,18 @@ def _instruction(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn
 def _conversation(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn]:
     messages = _messages("messages", record["messages"])
     for index, message in enumerate(messages):
-        if message["role"] == "assistant":
+        role = message["role"]
+        if role != ROLES.get(role, role):
+            raise DataError(
+                f"'messages[{index}].role' is {role!r}, which is {ROLES[role]!r} here. {role!r} is a name of the form "
+                "sharegpt, whose column 'conversations' holds turns with 'from' and 'value'."
+            )
+        if role == "assistant":
             _text(f"messages[{index}].content", message["content"])
     turns = _answers(messages, left_out)
     if not turns:
-        raise DataError("'messages' has no assistant message that answers a user's.")
+        roles = _listed(dict.fromkeys(message["role"] for message in messages))
+        raise DataError(f"'messages' has no assistant message that answers a user's. Its roles are {roles}.")
     return turns
 
 
@@ -213,7 +265,7 @@ def _answers(messages: list[Message], left_out: Counter[str]) -> list[Turn]:
 FORMS = {
     "prompt-completion": _Form(("prompt", "completion"), _prompt_completion),
     "messages": _Form(("messages",), _conversation),
-    "instruction": _Form(("instruction", "output"), _instruction),
+    "instruction": _Form(("instruction", "output"), _instruction, optional=("input",)),
     "sharegpt": _Form(("conversations",), _sharegpt),
 }
 

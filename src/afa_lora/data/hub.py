@@ -11,22 +11,25 @@ from datasets.exceptions import DatasetsError
 
 from afa_lora.core.errors import closest
 from afa_lora.data.forms import read_records
-from afa_lora.data.records import DataError, Sample
+from afa_lora.data.records import DataError, Record
 from afa_lora.data.sources import HubData
 
 LOCAL_FOLDER = "For data on this machine: data.source=file data.train=PATH, a file or a folder of them."
 
 
-def read_split(source: HubData, split: str, report: Callable[[str], None]) -> list[Sample]:
+def read_split(source: HubData, split: str, report: Callable[[str], None]) -> list[Record]:
     """Read every record of one split; one line for it goes to ``report``.
 
     Raises:
-        DataError: the hub cannot be reached, no such data set, configuration or split, or a record that
-            `afa_lora.data.forms.read_record` refuses, by its number from 0.
+        DataError: the hub cannot be reached, no such data set, configuration or split, nothing to learn from in it, or
+            records that `afa_lora.data.forms.read_record` refuses, by their numbers from 0.
     """
     origin = f"{source.name}, split {split!r}"
     rows = ((f"item {number}", row) for number, row in enumerate(_load(source, split)))
-    return read_records(origin, rows, source, report)
+    records = read_records(origin, rows, source, report)
+    if not records:
+        raise DataError(f"{origin} holds no records to learn from.")
+    return records
 
 
 def _load(source: HubData, split: str) -> Any:

@@ -74,8 +74,9 @@ class LengthReport:
     row_tokens: int
 
     def __str__(self) -> str:
+        s = "" if self.items == 1 else "s"
         lines = [
-            f"{self.items:,} {self.split} items, {self.tokens:,} tokens: {self.shortest:,} to {self.longest:,} "
+            f"{self.items:,} {self.split} item{s}, {self.tokens:,} tokens: {self.shortest:,} to {self.longest:,} "
             f"an item, median {self.median:,.10g}, 95 % at most {self.percentile_95:,}."
         ]
         if self.max_length is None:

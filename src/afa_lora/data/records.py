@@ -35,6 +35,10 @@ class Sample:
     entry: Mapping[str, Any] = field(default_factory=dict)
 
 
+Record = list[Sample]
+"""The samples of one record: one, or one for each answer of a conversation."""
+
+
 @dataclass(frozen=True)
 class Items:
     """What to train on and what to test on; no prompt is in both."""
@@ -61,7 +65,12 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     return digest.hexdigest()[:16]
 
 
+def counted(count: int, what: str) -> str:
+    """A number and what it counts, where ``(s)`` marks the plural: ``1 item``, ``2 items`` of ``item(s)``."""
+    return f"{count} {what.replace('(s)', '' if count == 1 else 's')}"
+
+
 def leaving_out(counts: Mapping[str, int]) -> str:
     """The end of a sentence about what was left out: the counts above 0, and nothing if there is none."""
-    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    listed = ", ".join(counted(count, what) for what, count in counts.items() if count)
     return f"; left out: {listed}" if listed else ""

@@ -13,10 +13,11 @@ from afa_lora.settings.section import Section
 class _Source(Section):
     system: str | None = None
     """A system message to put before every prompt; an empty one is allowed. Without it the chat template decides."""
-    test_items: NonNegativeInt = 100
-    """How many items to test on."""
+    test_items: NonNegativeInt | None = None
+    """How many items to test on: the first ones of ``test``, or so many held out of the training items. Without a
+    number: 100 or as many as there are, of held-out ones a tenth of all if that is less. A task makes 100."""
     seed: int = 0
-    """Decides which items a task makes, or which items are held out of the training items."""
+    """Decides which items a task makes, or which records are held out of the training items."""
 
 
 class TaskData(_Source):
@@ -39,7 +40,8 @@ class RecordData(_Source):
     form: Literal["prompt-completion", "messages", "instruction", "sharegpt"] | None = None
     """The form of the records, where their columns fit more than one; `afa_lora.data.forms.read_record` lists them."""
     train_items: PositiveInt | None = None
-    """Take only the first so many training items."""
+    """Take only so many training items: the first ones, or, where test items are held out, as many drawn with
+    ``seed``."""
 
 
 class FileData(RecordData):
@@ -49,7 +51,8 @@ class FileData(RecordData):
     train: Path
     """The file or folder to train on."""
     test: Path | None = None
-    """The file or folder to test on; without it, test items are held out of the training items."""
+    """The file or folder to test on; without it, whole records are held out of the training items, together with all
+    that share a prompt with them."""
 
 
 class HubData(RecordData):
@@ -63,7 +66,8 @@ class HubData(RecordData):
     train: str = "train"
     """The split to train on."""
     test: str | None = None
-    """The split to test on; without it, test items are held out of the training split."""
+    """The split to test on; without it, whole records are held out of the training split, together with all that share
+    a prompt with them."""
 
 
 DataSource = Annotated[TaskData | FileData | HubData, Field(discriminator="source")]

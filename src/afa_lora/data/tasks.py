@@ -9,7 +9,7 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from afa_lora.core.errors import closest
-from afa_lora.data.records import DataError, Sample
+from afa_lora.data.records import DataError, Sample, counted
 
 
 def make_samples(
@@ -43,8 +43,9 @@ def make_samples(
         prompt = (user,) if system is None else ({"role": "system", "content": system}, user)
         samples.append(Sample(prompt, entry["answer"], entry))
     if len(samples) < count:
+        there = counted(len(samples), "different item(s)")
         raise DataError(
-            f"data.task={task!r} has only {len(samples)} different items with these options, {count} were asked for. "
+            f"data.task={task!r} has only {there} with these options, {count} were asked for. "
             "Ask for fewer items, or widen data.options."
         )
     return samples
