@@ -85,6 +85,18 @@ class Adapter:
         return "stock PEFT, vLLM (afa export --to vllm says how); llama.cpp after afa export --to gguf"
 
 
+def adapter_in(path: Path) -> Path | None:
+    """The adapter's folder: ``path`` itself, or that of the run in ``path``; ``None`` if it holds neither.
+
+    Raises:
+        AdapterFileError: there is no such folder.
+    """
+    if not path.is_dir():
+        fault = "is a file" if path.exists() else f"does not exist (looked for it in {Path.cwd()})"
+        raise AdapterFileError(f"{path} {fault}. Give an adapter's folder, or that of a run of afa sft.")
+    return next((folder for folder in (path, path / "adapter") if (folder / CONFIG).is_file()), None)
+
+
 def read_adapter(folder: Path) -> Adapter:
     """Read config and header, and check that the file is as long as its header says.
 
@@ -100,7 +112,9 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise AdapterFileError(f"{path} does not exist, so {path.parent} is no adapter folder.")
+        raise AdapterFileError(
+            f"{path} does not exist, so {path.parent} is no adapter folder, nor that of a finished run."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

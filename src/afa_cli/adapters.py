@@ -11,7 +11,7 @@ from afa_cli.quiet import load_quietly
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")],
+    path: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, or that of a run of afa sft.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make for the merged model.")],
     base: Annotated[
         str | None, typer.Option("--base", help="The base model, if not the one that the adapter names.")
@@ -20,37 +20,41 @@ def merge(
         str | None, typer.Option("--probe", help="The text on which merged and unmerged model are compared.")
     ] = None,
 ) -> None:
-    """Merge an adapter into its base model; short for afa export --to merged.
+    """Merge an adapter into its base model.
 
-    Checks on a text that the merged model is the same function, and says by how much the logits differ at most.
+    Short for afa export --to merged. Checks that the merged model is the same function, and says by how much its
+    logits differ on a text (root mean square, as a share of the logits).
 
     \b
     Examples:
-      afa merge runs/quickstart/adapter --out merged
+      afa merge runs/quickstart --out merged
       afa merge downloaded-adapter --out merged --base models/llama-3-8b
     """
-    from afa_cli.adapter import read_adapter
+    from afa_cli.adapter import adapter_in, read_adapter
 
-    read_adapter(adapter)
+    if adapter := adapter_in(path):  # else the library says what there is instead
+        read_adapter(adapter)
     load_quietly()
     from afa_lora.serving import PROBE, export_merged
 
-    done = export_merged(adapter, out, base=base, probe=PROBE if probe is None else probe)
+    done = export_merged(path, out, base=base, probe=PROBE if probe is None else probe)
     typer.echo("\n".join([*done.checks, f"The merged model is in {done.path}."]))
 
 
-def inspect(adapter: Annotated[Path, typer.Argument(help="The adapter's folder.")]) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, or that of a run of afa sft.")],
+) -> None:
     """Say what an adapter is and what loads it.
 
     Reads its config and the header of its weights: no base model needed, no code run.
 
     \b
     Example:
-      afa inspect runs/quickstart/adapter
+      afa inspect runs/quickstart
     """
-    from afa_cli.adapter import read_adapter
+    from afa_cli.adapter import adapter_in, read_adapter
 
-    found = read_adapter(adapter)
+    found = read_adapter(adapter_in(path) or path)
     config, ranks = found.config, found.ranks
     rows = {
         "kind": found.kind,

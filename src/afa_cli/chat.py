@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,9 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="The longest answer, in tokens.")
     ] = 256,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base model, if not the one that the run or the adapter names.")
+    ] = None,
 ) -> None:
     """Ask the trained model and its base the same questions.
 
@@ -32,21 +36,26 @@ def chat(
       afa chat runs/quickstart --once "What is 17 + 25?"
     """
     load_quietly()
-    from afa_lora.sft.chat import open_chat
+    from afa_lora.sft.chat import ConversationTooLongError, open_chat
 
-    opened = open_chat(run, max_new_tokens, report=lambda text: typer.echo(text, err=True))
+    opened = open_chat(run, max_new_tokens, base, report=lambda text: typer.echo(text, err=True))
     if opened.beta > 0:
         typer.echo(f"The adapter is still annealing, β = {opened.beta:.4g}; it answers as it is.", err=True)
     if once is not None:
-        _ask(opened, once)
+        _ask(opened, once.encode(errors="surrogateescape").decode(errors="replace"))  # what is no UTF-8 in it
         return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     typer.echo("Ask something. /reset forgets the conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer.")
     while (question := _read()) not in (None, "/quit"):
         if question == "/reset":
             opened.reset()
             typer.echo("Forgotten.")
         elif question:
-            _ask(opened, question)
+            try:
+                _ask(opened, question)
+            except ConversationTooLongError as error:
+                typer.echo(f"\nNot answered: {error}")
 
 
 def _read() -> str | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import typer
 
 EXTRA = frozenset(
     {"datasets", "filelock", "gguf", "matplotlib", "pydantic", "reasoning_gym", "rich", "trl", "typer", "yaml"}
@@ -33,6 +36,16 @@ class NoRecipeError(Exception):
             + (f" Did you mean {near[0]!r}?" if near else "")
             + f" With the package come: {', '.join(shipped)}."
         )
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Say of a file that cannot be written which option named it; the system may name a temporary file beside it."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"{path} cannot be written: {error.strerror or error}. Choose another place."
+        raise typer.BadParameter(fault, param_hint=option) from error
 
 
 def user_errors() -> tuple[type[Exception], ...]:

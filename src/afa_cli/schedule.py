@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from afa_cli.errors import writing
 from afa_cli.quiet import load_quietly
 
 
@@ -33,7 +34,8 @@ def schedule(
     schedules = {name: Schedule(name, _bound("--start", start), _bound("--end", end)) for name in kind or SCHEDULES}
     console = Console()
     console.print(draw_schedules(schedules, steps, min(console.width, 100)))
-    plot_schedules(schedules, steps, out)
+    with writing("--out", out):
+        plot_schedules(schedules, steps, out)
     typer.echo(f"The figure is in {out}.")
 
 

@@ -1,6 +1,7 @@
 """``afa inspect`` and ``afa merge`` on good, annealing, foreign and damaged adapters."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import afa_lora
 from afa_lora import AfaLoraConfig, set_beta
+from afa_lora.running.checkpoints import seal
 from tests.cli.conftest import Afa
 from tests.tiny_chat import save_tiny_chat_model
 
@@ -199,3 +202,57 @@ def test_merge_without_a_base_model(afa: Afa, plain: Path, tmp_path: Path) -> No
         refused = afa("merge", plain, "--out", tmp_path / "out")
         assert refused.code == 2
         assert message in refused.err
+
+
+def test_the_folder_of_a_run_will_do(afa: Afa, plain: Path, chat_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(plain, run / "adapter")
+    (run / "recipe.yaml").write_text(json.dumps({"model": str(chat_model), "output": "run"}))
+    assert afa("inspect", run).out == afa("inspect", plain).out
+    done = afa("merge", run, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("verb", ["inspect", "merge"])
+def test_a_path_that_is_not_there_or_a_file(afa: Afa, plain: Path, tmp_path: Path, verb: str) -> None:
+    out = ["--out", tmp_path / "out"] if verb == "merge" else []
+    gone = afa(verb, tmp_path / "gone", *out)
+    assert gone.code == 2
+    assert f"gone does not exist (looked for it in {Path.cwd()})" in gone.err
+    assert "is a file" in afa(verb, plain / WEIGHTS, *out).err
+
+
+def test_an_unfinished_run_is_not_merged_but_its_checkpoint_named(afa: Afa, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    checkpoint.mkdir(parents=True)
+    seal(checkpoint)
+    (tmp_path / "run" / "recipe.yaml").write_text("model: smollm2-135m\n")
+    refused = afa("merge", tmp_path / "run", "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert f"newest sealed checkpoint, {checkpoint}" in refused.err
+
+
+@pytest.mark.parametrize("arguments", [("schedule",), ("merge", "ADAPTER"), ("export", "ADAPTER", "--to", "gguf")])
+def test_a_place_that_cannot_be_written_names_the_option(
+    afa: Afa, plain: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "d.jsonl").touch()
+    named = [plain if argument == "ADAPTER" else argument for argument in arguments]
+    refused = afa(*named, "--out", tmp_path / "d.jsonl" / "x")
+    assert refused.code == 2
+    assert "--out" in refused.err
+    assert "cannot be written" in refused.err
+    assert "another place" in refused.err
+    assert ".x." not in refused.err
+
+
+def test_the_first_line_of_help_is_whole(afa: Afa) -> None:
+    listed = afa("--help").out
+    assert "Merge an adapter into its base model.\n" in listed
+
+
+def test_the_version_is_that_of_the_package(afa: Afa) -> None:
+    shown = afa("--version")
+    assert shown.code == 0
+    assert shown.out == f"afa-lora {afa_lora.__version__}\n"

@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from afa_lora.settings import dump_yaml, read_settings
 from tests.cli.conftest import Afa
 
 
@@ -49,4 +51,39 @@ def test_a_conversation_ends_with_quit_or_the_input(afa: Afa, run: Path, monkeyp
 def test_a_folder_without_an_adapter(afa: Afa, tmp_path: Path) -> None:
     refused = afa("chat", tmp_path, "--once", "Hello")
     assert refused.code == 2
-    assert "holds no adapter" in refused.err
+    assert "neither an adapter nor a run" in refused.err
+    assert "There is no folder" in afa("chat", tmp_path / "gone").err
+
+
+def test_a_models_folder_and_another_base(afa: Afa, run: Path, chat_model: Path, tmp_path: Path) -> None:
+    assert "is a model's folder" in afa("chat", chat_model, "--once", "Hello").err
+    base = shutil.copytree(chat_model, tmp_path / "moved")
+    recipe, _ = read_settings(run / "recipe.yaml", ["model=model"])
+    (run / "recipe.yaml").write_text(dump_yaml(recipe))
+    refused = afa("chat", run, "--once", "Hello")
+    assert refused.code == 2
+    assert f"looked for in {Path.cwd()}" in refused.err
+    assert "--base" in refused.err
+    done = afa("chat", run, "--base", base, "--once", "Say yes to 3.", "--max-new-tokens", "4")
+    assert done.out.partition("[adapter] ")[2].strip() == "yes"
+
+
+def test_what_is_no_utf_8_is_replaced(afa: Afa, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for errors in ("strict", "surrogateescape"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 \xff\n"), "utf-8", errors))
+        done = afa("chat", run, "--max-new-tokens", "4")
+        assert done.code == 0
+        assert done.out.count("[adapter] ") == 1
+    assert afa("chat", run, "--once", "caf\udce9", "--max-new-tokens", "4").code == 0
+
+
+def test_a_conversation_that_is_too_long_can_be_forgotten(afa: Afa, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'long ' * 120}\n/reset\nSay yes to 3.\n"))
+    done = afa("chat", run, "--max-new-tokens", "4")
+    assert done.code == 0
+    assert "the conversation is too long" in done.out
+    assert "holds 512" in done.out
+    assert done.out.rpartition("[adapter] ")[2].strip() == "yes"
+    refused = afa("chat", run, "--once", "long " * 120)
+    assert refused.code == 2
+    assert "too long" in refused.err

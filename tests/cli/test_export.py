@@ -48,6 +48,7 @@ def test_a_run_folder_and_a_dtype(afa: Afa, adapter: Path, base: Path, tmp_path:
     out = tmp_path / "deep" / "model.gguf"
     done = afa("export", tmp_path / "run", "--to", "gguf", "--out", out, "--dtype", "bfloat16", "--probe", "the theme")
     assert done.code == 0
+    assert "Merged in float32" in done.out
     assert "allowed 1e-01" in done.out
     assert 0 < out.stat().st_size < 0.7 * (base / "model.safetensors").stat().st_size
 

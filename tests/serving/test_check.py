@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afa_lora.serving.check import ROUNDING, ExportError, compare
+from afa_lora.serving.check import ROUNDING, ExportError, compare, compare_exactly
 
 LOGITS = torch.randn(7, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -34,6 +34,15 @@ def test_one_number_that_is_none_fails(wrong: float) -> None:
 def test_logits_of_another_vocabulary_fail() -> None:
     with pytest.raises(ExportError, match=r"shape \(7, 49\)"):
         compare(LOGITS, LOGITS[:, :49], LOGITS, torch.float32)
+
+
+@given(st.floats(-5.0, -1.0))
+def test_before_rounding_what_was_lost_fails_however_small_the_adapter(exponent: float) -> None:
+    base = LOGITS * (1 + 10**exponent)
+    with pytest.raises(ExportError, match="another function"):
+        compare_exactly(LOGITS, base, base)
+    half = compare_exactly(LOGITS, LOGITS * (1 + min(0.4 * 10**exponent, 9e-5)), base)
+    assert half.difference <= half.effect / 2
 
 
 def test_an_adapter_that_drowns_in_rounding_is_said() -> None:

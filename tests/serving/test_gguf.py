@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -127,6 +128,22 @@ def test_heads_in_the_wrong_order_are_found_out(tmp_path: Path, adapter: Path, m
     monkeypatch.setattr(gguf_module, "_interleave", lambda projection, heads: projection)
     with pytest.raises(ExportError, match="another function"):
         export_gguf(adapter, tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_number_that_was_written_otherwise_is_found_out(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize = gguf.quants.quantize
+
+    def spoil(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        values = values.copy()
+        values.flat[7] *= 1.02
+        return quantize(values, kind)
+
+    monkeypatch.setattr(gguf.quants, "quantize", spoil)
+    with pytest.raises(ExportError, match="is not the merged one, rounded once to bfloat16"):
+        export_gguf(adapter, tmp_path / "model.gguf", dtype="bfloat16")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,19 @@
 """The merged model that transformers loads back."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from afa_lora.serving import ExportError, export_merged
+from afa_lora import load_adapter
+from afa_lora.serving import PROBE, Export, ExportError, export_gguf, export_merged, find_source
+from afa_lora.serving.check import ROUNDING
+from afa_lora.serving.source import load_source
 from tests.serving.models import save_adapter, save_model
 
 TEXT = "we're of the other theme, 99"
@@ -61,4 +66,49 @@ def test_a_quantised_base_model_is_refused(tmp_path: Path, adapter: Path, base: 
     assert "quantization_config" in json.loads((tmp_path / "int8" / "config.json").read_text())
     with pytest.raises(ExportError, match="stored quantised"):
         export_merged(adapter, tmp_path / "out", base=str(tmp_path / "int8"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("export", [export_merged, export_gguf])
+def test_a_lost_merge_is_found_out_where_bfloat16_could_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Callable[..., Export]
+) -> None:
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, std=0.005)
+    _, reference = load_source(find_source(adapter), PROBE)
+    effect = float((reference.logits - reference.base_logits).norm() / reference.logits.norm())
+    assert 1e-3 < effect < ROUNDING[torch.bfloat16] / 2
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda model: model.unload(), raising=False)
+    with pytest.raises(ExportError, match="another function"):
+        export(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("std", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_small_adapter_on_bfloat16_is_merged_in_float32_and_rounded_once(
+    tmp_path: Path, std: float, use_dora: bool
+) -> None:
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, std=std, use_dora=use_dora)
+    done = export_merged(adapter, tmp_path / "out")
+    exact = load_adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).merge_and_unload()
+    found = AutoModelForCausalLM.from_pretrained(done.path, dtype="auto").state_dict()
+    assert all(torch.equal(found[name], weight.bfloat16()) for name, weight in exact.state_dict().items())
+
+
+def test_one_weight_that_was_written_otherwise_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_model(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = save_adapter(tmp_path / "adapter", base, std=0.005)
+    save = PreTrainedModel.save_pretrained
+
+    def spoil(model: PreTrainedModel, folder: Path) -> None:
+        save(model, folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] *= 1 + 2**-7  # one unit in the last place
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", spoil)
+    with pytest.raises(ExportError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        export_merged(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from afa_lora.files import folder_atomic
-from afa_lora.serving.check import Agreement, ExportError, compare
+from afa_lora.serving.check import Agreement, ExportError, compare_exactly
 from afa_lora.serving.source import (
-    CONFIG,
     PROBE,
-    WEIGHTS,
     Export,
     Reference,
     Source,
+    check_out,
     find_source,
     load_source,
-    refuse_existing,
+    writing,
 )
 
 PLAIN_KEYS = frozenset(field.name for field in fields(LoraConfig))
@@ -41,10 +41,10 @@ def export_adapter(path: Path, out: Path, *, base: str | None = None, probe: str
         ExportError: ``out`` exists, or the check failed.
         AfaLoraError: base model or adapter cannot be loaded.
     """
-    refuse_existing(out)
+    check_out(out)
     source = find_source(path, base)
     model, reference = load_source(source, probe)
-    with folder_atomic(out) as temporary:
+    with writing(out), folder_atomic(out) as temporary:
         write_adapter(source, temporary, base)
         agreement = check_adapter(temporary, model, reference)
     usage = f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {str(out)!r})"
@@ -57,7 +57,7 @@ def write_adapter(source: Source, folder: Path, base: str | None = None) -> None
         source.config.base_model_name_or_path = base
     source.config.inference_mode = True
     source.config.save_pretrained(str(folder))
-    shutil.copyfile(source.adapter / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(source.adapter / SAFETENSORS_WEIGHTS_NAME, folder / SAFETENSORS_WEIGHTS_NAME)
 
 
 @torch.no_grad()
@@ -67,10 +67,10 @@ def check_adapter(folder: Path, model: PeftModel, reference: Reference) -> Agree
     Raises:
         ExportError: a key that stock PEFT does not know, another type, or another function.
     """
-    keys = set(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    keys = set(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     config = PeftConfig.from_pretrained(str(folder))
     if type(config) is not LoraConfig or keys - PLAIN_KEYS:
-        raise ExportError(f"{CONFIG} is not a plain LoRA configuration ({sorted(keys - PLAIN_KEYS)}).")
+        raise ExportError(f"{CONFIG_NAME} is not a plain LoRA configuration ({sorted(keys - PLAIN_KEYS)}).")
     plain = PeftModel.from_pretrained(model.unload(), str(folder), config=config).eval()
     found = plain(reference.token_ids).logits[0].float()
-    return compare(reference.logits, found, reference.base_logits, reference.dtype)
+    return compare_exactly(reference.logits, found, reference.base_logits)

@@ -18,16 +18,18 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from afa_lora.core.errors import unknown_name
 from afa_lora.files import flush
-from afa_lora.serving.check import Agreement, ExportError, compare
+from afa_lora.serving.check import Agreement, ExportError, check_weight, compare
 from afa_lora.serving.gguf_tokenizer import REMEDY, TEXTS, add_tokenizer
+from afa_lora.serving.merged import merge
 from afa_lora.serving.source import (
     PROBE,
     Export,
     Reference,
+    check_out,
     find_source,
     load_source,
-    refuse_existing,
     refuse_quantised,
+    writing,
 )
 
 ARCHITECTURES = {
@@ -63,7 +65,7 @@ def export_gguf(
         ExportError: ``out`` exists, an architecture or tokenizer that is not written here, or the check failed.
         AfaLoraError: base model or adapter cannot be loaded.
     """
-    refuse_existing(out)
+    check_out(out)
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     if importlib.util.find_spec("llama_cpp") is None:
@@ -73,17 +75,23 @@ def export_gguf(
     refuse_quantised(source, model)
     refuse_unwritable(model.get_base_model())
     chosen = dtype or str(reference.dtype).removeprefix("torch.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        temporary = Path(folder) / out.name
-        merged = model.merge_and_unload()
-        write_gguf(merged, reference.tokenizer, temporary, chosen, name=out.stem)
-        del model, merged  # before llama.cpp loads it a second time
-        agreement = check_gguf(temporary, reference, chosen)
-        flush(temporary)
-        os.replace(temporary, out)
-    flush(out.parent)
-    checks = (f"Run by llama.cpp: {agreement}.", "Its tokenizer splits the test texts as the base model's does.")
+    merged, unrounded = merge(model, reference)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            temporary = Path(folder) / out.name
+            write_gguf(merged, reference.tokenizer, temporary, chosen, name=out.stem)
+            check_tensors(temporary, merged, chosen)
+            del model, merged  # before llama.cpp loads it a second time
+            agreement = check_gguf(temporary, reference, chosen)
+            flush(temporary)
+            os.replace(temporary, out)
+        flush(out.parent)
+    checks = (
+        f"Merged in float32: {unrounded}.",
+        f"Run by llama.cpp: {agreement}.",
+        "Its tokenizer splits the test texts as the base model's does.",
+    )
     return Export(out, checks, shlex.join(["llama-server", "-m", str(out)]))
 
 
@@ -182,6 +190,20 @@ def _rope_factors(model: PreTrainedModel) -> Tensor:
     return model.config.rope_parameters["rope_theta"] ** -steps / scaled
 
 
+@torch.no_grad()
+def check_tensors(path: Path, model: PreTrainedModel, dtype: str) -> None:
+    """Read the file back: its matrices are the model's, rounded once, its vectors the model's.
+
+    Raises:
+        ExportError: they are not.
+    """
+    there = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, tensor in _tensors(model, ARCHITECTURES[type(model).__name__]):
+        kind = DTYPES[dtype][0] if tensor.ndim == 2 else torch.float32
+        found = gguf.dequantize(there[name].data, there[name].tensor_type) if name in there else None
+        check_weight(name, tensor.to(kind).float(), None if found is None else torch.from_numpy(found), kind)
+
+
 def check_gguf(path: Path, reference: Reference, dtype: str) -> Agreement:
     """Run the file in llama.cpp: its tokens are the tokenizer's, its logits those of base model + adapter.
 
@@ -199,8 +221,7 @@ def check_gguf(path: Path, reference: Reference, dtype: str) -> Agreement:
         found = torch.from_numpy(np.array(llama.scores[: len(token_ids)]))
     finally:
         llama.close()
-    narrowest = max(DTYPES[dtype][0], reference.dtype, key=lambda kind: torch.finfo(kind).eps)
-    return compare(reference.logits, found, reference.base_logits, narrowest)
+    return compare(reference.logits, found, reference.base_logits, DTYPES[dtype][0])
 
 
 def open_gguf(path: Path, context: int) -> Any:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from afa_lora.core.errors import CorruptedAdapterError, NotLinearError
-from afa_lora.models import load_model
 from afa_lora.peft.checkpoint import BETA_KEY, load_adapter
 from afa_lora.peft.config import AfaLoraConfig
 from afa_lora.serving.check import ExportError
+from afa_lora.serving.locate import VERSION_OPTIONS, Located, locate
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PROBE = "The quick brown fox jumps over the lazy dog. 17 + 25 = 42"
 """The text on which logits are compared unless another is given."""
 
@@ -44,14 +45,22 @@ class Source:
     """A linear adapter on disk.
 
     Attributes:
-        adapter: its folder.
+        located: the adapter's folder and its base model.
         config: its configuration.
-        base: hub id, local folder or embedded model.
     """
 
-    adapter: Path
+    located: Located
     config: LoraConfig
-    base: str
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter's folder."""
+        return self.located.adapter
+
+    @property
+    def base(self) -> str:
+        """Hub id, local folder or embedded model."""
+        return self.located.base
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,10 @@ class Reference:
     Attributes:
         tokenizer: the base model's.
         token_ids: the probe, (1, tokens).
-        logits: of base model + adapter on the probe, (tokens, vocabulary), float32.
+        logits: of base model + adapter on the probe, computed in float32, (tokens, vocabulary).
         base_logits: of the base model alone.
-        dtype: of the base model's weights.
+        dtype: of the base model's weights in its file.
+        dtypes: of each of its tensors there.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,59 +81,78 @@ class Reference:
     logits: Tensor
     base_logits: Tensor
     dtype: torch.dtype
+    dtypes: dict[str, torch.dtype]
 
 
 def find_source(path: Path, base: str | None = None) -> Source:
-    """Find the adapter in ``path``, itself an adapter's folder or that of a run of ``afa sft``.
-
-    Args:
-        path: the folder.
-        base: the base model; unless given, the run's recipe names it, or else the adapter's configuration.
+    """Find the adapter as `afa_lora.serving.locate.locate` does, and look whether it can be exported.
 
     Raises:
         NotLinearError: the adapter is still annealing.
         CorruptedAdapterError: its files cannot be read.
-        ExportError: no adapter there, another kind of adapter, or no word of its base model.
+        ExportError: another kind of adapter.
+        AfaLoraError: as `locate`.
     """
-    adapter = path if (path / CONFIG).is_file() else path / "adapter"
-    if not (adapter / CONFIG).is_file():
-        raise ExportError(_nothing_in(path))
+    located = locate(path, base)
+    adapter = located.adapter
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except (ValueError, TypeError, KeyError) as error:
-        raise CorruptedAdapterError(f"{adapter / CONFIG} cannot be read: {error}.") from error
+        raise CorruptedAdapterError(f"{adapter / CONFIG_NAME} cannot be read: {error}.") from error
     if not isinstance(config, LoraConfig):
-        raise ExportError(f"{adapter / CONFIG}: peft_type={config.peft_type!r} is no LoRA adapter.")
+        raise ExportError(f"{adapter / CONFIG_NAME}: peft_type={config.peft_type!r} is no LoRA adapter.")
     _refuse_annealing(adapter, config)
-    base = base or _model_of_run(path) or config.base_model_name_or_path
-    if not base:
-        raise ExportError(f"{adapter} does not say which base model it is for. Name the base model (--base).")
-    return Source(adapter, config, base)
+    return Source(located, config)
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise `ExportError` if there is something at ``out``."""
+def check_out(out: Path) -> None:
+    """Raise `ExportError` if there is something at ``out``, or if nothing can be made there."""
     if out.exists():
         raise ExportError(f"{out} exists already. Choose another name, or remove it.")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ExportError(f"{out} cannot be written: {above} is a file. Choose another place (--out).")
+    if not os.access(above, os.W_OK):
+        raise ExportError(f"{out} cannot be written: {above} may not be written to. Choose another place (--out).")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn what the system says about files with temporary names into an `ExportError` about ``out``."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"{out} cannot be written: {error.strerror or error}. Nothing was kept; make room there, or choose another "
+            "place (--out)."
+        ) from error
 
 
 @torch.no_grad()
 def load_source(source: Source, probe: str) -> tuple[PeftModel, Reference]:
-    """Load base model, in the dtype of its own file, and adapter; run both on ``probe``.
+    """Load base model and adapter, and run both on ``probe``.
+
+    Both are in float32, so that nothing which the adapter does drowns in rounding; a quantised base model stays as it
+    is.
 
     Raises:
         ModelError: the base model cannot be loaded.
         CorruptedAdapterError: the adapter is damaged, or made for another model.
         ExportError: the probe is empty.
     """
-    base, tokenizer = load_model(source.base, dtype="auto")
+    options = {key: value for key, value in source.located.options.items() if key in VERSION_OPTIONS}
+    base, tokenizer = source.located.load_base(dtype="auto", **options)
+    dtype, dtypes = base.dtype, {name: tensor.dtype for name, tensor in base.state_dict().items()}
+    if getattr(base.config, "quantization_config", None) is None:
+        base.float()
     token_ids: Tensor = tokenizer(probe, return_tensors="pt").input_ids
     if token_ids.shape[1] == 0:
         raise ExportError(f"probe={probe!r} has no tokens. Give a text to compare the models on.")
     base.eval()
     base_logits = base(token_ids).logits[0].float()
     model = load_adapter(base, source.adapter).eval()
-    return model, Reference(tokenizer, token_ids, model(token_ids).logits[0].float(), base_logits, base.dtype)
+    logits = model(token_ids).logits[0].float()
+    return model, Reference(tokenizer, token_ids, logits, base_logits, dtype, dtypes)
 
 
 def refuse_quantised(source: Source, model: PeftModel) -> None:
@@ -135,26 +164,14 @@ def refuse_quantised(source: Source, model: PeftModel) -> None:
         )
 
 
-def _model_of_run(folder: Path) -> str | None:
-    """The model that a run's recipe names; the path in the adapter's configuration may be one in a cache."""
-    recipe = folder / "recipe.yaml"
-    if not recipe.is_file():
-        return None
-    try:
-        model: str = yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ExportError(f"{recipe} is damaged: it does not name a model. Name the base model (--base).") from error
-    return model
-
-
 def _refuse_annealing(adapter: Path, config: LoraConfig) -> None:
     beta = config.beta if isinstance(config, AfaLoraConfig) else 0.0
     try:
-        with safe_open(adapter / WEIGHTS, framework="pt") as file:
+        with safe_open(adapter / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
             if BETA_KEY in file.keys():  # noqa: SIM118 - no mapping
                 beta = max(beta, float(file.get_tensor(BETA_KEY)))
     except (SafetensorError, FileNotFoundError) as error:
-        raise CorruptedAdapterError(f"{adapter / WEIGHTS} cannot be read: {error}.") from error
+        raise CorruptedAdapterError(f"{adapter / SAFETENSORS_WEIGHTS_NAME} cannot be read: {error}.") from error
     if beta > 0:
         until = f" (anneal_end={config.anneal_end!r})" if isinstance(config, AfaLoraConfig) else ""
         raise NotLinearError(
@@ -162,14 +179,3 @@ def _refuse_annealing(adapter: Path, config: LoraConfig) -> None:
             f"until β = 0, past the end of the window{until}, or fit the nearest linear adapter with "
             "afa_lora.linearize(model, data) and save that."
         )
-
-
-def _nothing_in(path: Path) -> str:
-    if not path.is_dir():
-        return f"There is no folder {path}."
-    checkpoints = sorted((path / "checkpoints").glob("checkpoint-*"), key=lambda p: p.stat().st_mtime)
-    if checkpoints:
-        return f"{path} holds a run without an adapter yet. Finish the run, or export {checkpoints[-1]}."
-    if (path / "model" / "config.json").is_file():
-        return f"{path} holds a run that trained the whole model: {path / 'model'} is what there is to serve."
-    return f"{path} holds no {CONFIG}, nor a folder adapter/ with one: neither an adapter nor a run of afa sft."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
+from peft.utils import CONFIG_NAME
 from torch import nn
 
 from afa_lora.files import folder_atomic
@@ -15,7 +16,7 @@ from afa_lora.models import EMBEDDED, embedded_folder
 from afa_lora.peft.config import EXCLUSIVE_SETTINGS
 from afa_lora.serving.adapter import check_adapter, write_adapter
 from afa_lora.serving.check import ExportError
-from afa_lora.serving.source import CONFIG, PROBE, Export, Source, find_source, load_source, refuse_existing
+from afa_lora.serving.source import PROBE, Export, Source, check_out, find_source, load_source, writing
 
 # What vLLM 0.32 allows for --max-lora-rank (vllm/config/lora.py).
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -49,13 +50,13 @@ def export_vllm(path: Path, out: Path, *, base: str | None = None, probe: str = 
         ExportError: vLLM cannot serve such an adapter, ``out`` exists, or the check failed.
         AfaLoraError: base model or adapter cannot be loaded.
     """
-    refuse_existing(out)
+    check_out(out)
     source = find_source(path, base)
     _refuse(source, config_faults(source.config))
     model, reference = load_source(source, probe)
     _refuse(source, layer_faults(model))
     rank = max_lora_rank(source.config)
-    with folder_atomic(out) as temporary:
+    with writing(out), folder_atomic(out) as temporary:
         write_adapter(source, temporary, base)
         if importlib.util.find_spec("vllm") is None:
             loader = "vLLM is not installed here, so its rules were checked and its loader was not run."
@@ -145,7 +146,7 @@ def _refuse(source: Source, faults: list[str]) -> None:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ExportError(
-            f"{source.adapter / CONFIG}: vLLM serves no adapter with {', '.join(faults[:3])}{more}. "
+            f"{source.adapter / CONFIG_NAME}: vLLM serves no adapter with {', '.join(faults[:3])}{more}. "
             "Merge it and serve that: --to merged."
         )
 

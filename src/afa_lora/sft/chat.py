@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,13 +15,15 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from afa_lora import AfaLoraError, load_adapter
 from afa_lora.data.records import Message
-from afa_lora.models import check_chat_template, load_model
+from afa_lora.models import check_chat_template
 from afa_lora.peft.model import anneal_states
-from afa_lora.sft.folder import RunFolder
-from afa_lora.sft.loading import model_options, training_precision
-from afa_lora.sft.recipe import Recipe, load_recipe
+from afa_lora.serving import locate
+from afa_lora.sft.loading import training_precision
+from afa_lora.sft.recipe import load_recipe
 
-CONFIG = "adapter_config.json"
+
+class ConversationTooLongError(AfaLoraError):
+    """The conversation leaves no room for an answer in the model's context."""
 
 
 @dataclass
@@ -77,16 +79,18 @@ class Chat:
             show: takes each piece of the answer as soon as it is there.
 
         Raises:
+            ConversationTooLongError: with the question it fills the model's context; the question is forgotten.
             KeyboardInterrupt: from the user; question and answer are then forgotten.
         """
         messages = [*side.messages, {"role": "user", "content": question}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.model.device)
+        room = self._room(inputs["input_ids"].shape[1])
         adapter: AbstractContextManager[Any] = nullcontext() if side.uses_adapter else self.model.disable_adapter()
         with torch.inference_mode(), adapter:
             tokens = self.model.generate(
                 **inputs,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=int(min(self.max_new_tokens, room)),
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
                 streamer=_Streamer(self.tokenizer, show),
@@ -95,6 +99,16 @@ class Chat:
         answer = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
         side.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
+
+    def _room(self, tokens: int) -> float:
+        """How many tokens the model's context holds beside ``tokens``; infinite if it knows no limit."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", math.inf)
+        if tokens >= context:
+            raise ConversationTooLongError(
+                f"the conversation is too long: with this question it has {tokens} tokens, and the model's context "
+                f"holds {context}, the answer included. /reset forgets the conversation."
+            )
+        return float(context - tokens)
 
 
 class _Streamer(TextStreamer):
@@ -108,41 +122,28 @@ class _Streamer(TextStreamer):
         self._show(text)
 
 
-def open_chat(run: Path, max_new_tokens: int = 256, report: Callable[[str], None] = print) -> Chat:
+def open_chat(
+    path: Path, max_new_tokens: int = 256, base: str | None = None, report: Callable[[str], None] = print
+) -> Chat:
     """Load the base model and the adapter of a run, or of an adapter folder alone.
 
     Args:
-        run: the output folder of `afa sft`, or a folder with adapter_config.json.
+        path: the output folder of `afa sft`, a checkpoint of it, or an adapter's folder.
         max_new_tokens: longest answer, in tokens.
+        base: the base model, if not the one that the run or the adapter names.
         report: takes one line if something takes long.
 
     Raises:
         AfaLoraError: there is no adapter, or it or its base model cannot be loaded.
     """
-    folder = RunFolder(run)
-    adapter = run if (run / CONFIG).is_file() else folder.adapter
-    if not (adapter / CONFIG).is_file():
-        raise AfaLoraError(
-            f"{run} holds no adapter: neither {run / CONFIG} nor {adapter / CONFIG} is there. Give the output folder "
-            "of a finished run, or an adapter's folder. A run with method=full has no adapter to switch off."
-        )
-    recipe = load_recipe(folder.recipe) if folder.recipe.is_file() else None
-    options: dict[str, Any] = {"dtype": "auto"}
-    if recipe is None:
-        base = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise AfaLoraError(f"{adapter} does not say which base model it is for.")
-    else:
-        base, options = recipe.model, _options(recipe)
-    model, tokenizer = load_model(base, report=report, **options)
-    check_chat_template(base, tokenizer)
+    located = locate(path, base)
+    recipe = load_recipe(located.recipe) if located.recipe else None
+    # As it was trained, except that quantised weights are loaded whole.
+    dtype = training_precision(recipe).weights if recipe else "auto"
+    model, tokenizer = located.load_base(report=report, **{**located.options, "dtype": dtype})
+    check_chat_template(located.base, tokenizer)
     device = torch.accelerator.current_accelerator()
     if device is not None and model.device.type == "cpu":
         model.to(device)  # type: ignore[arg-type]
     system = recipe.data.system if recipe else None
-    return Chat(load_adapter(model, adapter).eval(), tokenizer, system, max_new_tokens)
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    """The base as it was trained with; quantised weights are loaded whole."""
-    return {**model_options(recipe), "dtype": training_precision(recipe).weights}
+    return Chat(load_adapter(model, located.adapter).eval(), tokenizer, system, max_new_tokens)
