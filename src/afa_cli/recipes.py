@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from afa_cli.errors import NoRecipeError
+from afa_cli.errors import NoRecipeError, writing
 from afa_cli.quiet import load_quietly
 
 KIND = "sft"
@@ -32,10 +32,13 @@ def recipes(
       afa recipes --schema > recipe.schema.json
     """
     if schema:
+        if name is not None or copy is not None:
+            raise typer.BadParameter("it is the same for every recipe; give it alone.", param_hint="--schema")
         load_quietly()
         from afa_lora.sft.recipe import Recipe
 
-        typer.echo(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
+        described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+        typer.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return
     if name is None:
         if copy is not None:
@@ -49,11 +52,10 @@ def recipes(
     if copy is None:
         typer.echo(text, nl=False)
         return
-    try:
-        with copy.open("x", encoding="utf-8") as file:  # never over a recipe that someone has edited
-            file.write(text)
-    except FileExistsError:
-        raise typer.BadParameter(f"{copy} exists already.", param_hint="--copy") from None
+    if copy.exists():  # never over a recipe that someone has edited
+        raise typer.BadParameter(f"{copy} exists already.", param_hint="--copy")
+    with writing("--copy", copy), copy.open("x", encoding="utf-8") as file:
+        file.write(text)
     typer.echo(f"Copied to {copy}. Run it: afa sft {copy}")
 
 

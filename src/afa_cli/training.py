@@ -43,7 +43,10 @@ def sft(
     if dry_run:
         from afa_lora.sft.planning import plan_sft, print_plan
 
-        print_plan(plan_sft(settings, lambda text: console.print(text, markup=False, highlight=False)), console)
+        def report(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        print_plan(plan_sft(settings, report), console)
         return
     result, processes = run_sft(settings, console), PartialState()
     if processes.is_main_process:

@@ -79,6 +79,10 @@ def assert_refused(outcome: Outcome, *parts: str) -> None:
         (["adapter.target_modules=[w_q]"], ["the model has no layer 'w_q'", "q_proj ×2", "down_proj ×2"]),
         (["adapter.target_modules=.*nothing"], [".*nothing", "q_proj ×2"]),
         (["data.test_items=30"], ["data.test_items=30"]),
+        (["train.learning_rate=-1"], ["train.learning_rate = -1: it must be greater than 0"]),
+        (["train.report_to=wandb"], ["train.report_to='wandb'", "wandb"]),
+        (["train.lr_scheduler_type=cosine_with_min_lr"], ["train: ", "min_lr"]),
+        (["train.eval_strategy=steps", "data.test_items=0"], ["train.eval_strategy='steps' needs test items"]),
         (["load.quantization=4bit", "method=full"], ["load.quantization=4bit with method=full"]),
     ],
 )

@@ -54,9 +54,17 @@ def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_schema_is_one_that_editors_read(afa: Afa) -> None:
     schema = json.loads(afa("recipes", "--schema").out)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert {"model", "output", "data"} <= set(schema["required"])
     recipe = yaml.safe_load((PROJECT / "recipes" / "sft" / "quickstart.yaml").read_text())
     assert recipe.keys() <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize("other", [["quickstart"], ["--copy", "mine.yaml"]])
+def test_the_schema_takes_no_other_argument(afa: Afa, other: list[str]) -> None:
+    refused = afa("recipes", *other, "--schema")
+    assert refused.code == 2
+    assert "give it alone" in refused.err
 
 
 @pytest.mark.integration

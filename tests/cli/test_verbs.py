@@ -49,7 +49,7 @@ def test_a_dry_run_plans_a_model_that_is_not_there_and_writes_nothing(
     for part in (
         "224 layers",
         "500 of 16 sequences",
-        "to 0 at step 150",
+        "0 from step 150",
         "14.96 GiB",
         "GFLOP/s",
         "runs/llama3-8b/adapter",
@@ -60,9 +60,22 @@ def test_a_dry_run_plans_a_model_that_is_not_there_and_writes_nothing(
 
 
 def test_a_dry_run_tells_everything_that_is_wrong_at_once(afa: Afa, recipe: Path, tmp_path: Path) -> None:
-    refused = afa("sft", recipe, "--dry-run", "model=./nowhere", "data.train=none.json", "adapter.r=0")
+    refused = afa(
+        "sft",
+        recipe,
+        "--dry-run",
+        "model=./nowhere",
+        "data.train=none.json",
+        "train.packing=true",
+        "train.max_length=null",
+    )
     assert refused.code == 2
-    for part in ("This recipe cannot be run", "model='./nowhere'", "none.json: there is no such file", "r=0"):
+    for part in (
+        "This recipe cannot be run",
+        "model='./nowhere'",
+        "none.json: there is no such file",
+        "train.packing=true needs",
+    ):
         assert part in refused.err
     assert not (tmp_path / "run").exists()
 

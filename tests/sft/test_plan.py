@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.sft import run_sft
+from afa_lora.sft.folder import RunFolder
 from afa_lora.sft.planning.plan import Plan, plan_sft, print_plan
-from afa_lora.sft.recipe import load_recipe, parse_recipe
+from afa_lora.sft.recipe import dump_recipe, load_recipe, parse_recipe
 
 PROJECT = Path(__file__).parents[2]
 
@@ -46,6 +48,7 @@ def test_the_plan_is_what_the_training_then_does(settings: dict[str, Any], tmp_p
     assert plan.layers["q_proj"] == 2
     assert sum(plan.layers.values()) == 14
     assert plan.seconds_per_step > 0
+    assert "1 up to step 0, 0 from step 2, linear" in printed(plan)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "afa-dora"])
@@ -75,6 +78,8 @@ def test_everything_that_is_wrong_is_said_at_once(settings: dict[str, Any], tmp_
     ("targets", "message"),
     [
         (["q_proj", "w_v"], "no layer 'w_v'"),
+        ("q_prj", "no layer 'q_prj'. Did you mean 'q_proj'\\? Its linear layers are q_proj ×2"),
+        ("(q_proj", "is no regular expression"),
         ("nothing.*", "Its linear layers are q_proj ×2"),
         (["lm_head"], "output layer"),
     ],
@@ -83,6 +88,78 @@ def test_targets_that_do_not_match(settings: dict[str, Any], targets: Any, messa
     settings["adapter"]["target_modules"] = targets
     with pytest.raises(AfaLoraError, match=message):
         planned(settings)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"packing": True, "max_length": None}, "train.packing=true needs train.max_length"),
+        ({"report_to": "wandb"}, "train.report_to='wandb': WandbCallback requires wandb to be installed"),
+        ({"report_to": "wandbb"}, "train.report_to='wandbb': wandbb is not supported"),
+        ({"use_liger_kernel": True}, "pip install liger-kernel"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "through the train.lr_scheduler_kwargs"),
+        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"power": 2}}, "train: .*'power'"),
+        ({"optim": "galore_adamw"}, "train: "),
+    ],
+)
+def test_what_the_training_would_refuse(settings: dict[str, Any], train: dict[str, Any], message: str) -> None:
+    settings["train"] |= train
+    with pytest.raises(AfaLoraError, match=message):
+        planned(settings)
+
+
+def test_a_test_during_training_needs_items(settings: dict[str, Any]) -> None:
+    settings["data"]["test_items"] = 0
+    settings["train"]["eval_strategy"] = "epoch"
+    with pytest.raises(AfaLoraError, match=r"train\.eval_strategy='epoch' needs test items"):
+        planned(settings)
+
+
+def test_test_items_that_are_cut_are_told(settings: dict[str, Any]) -> None:
+    plan = planned(settings)
+    assert plan.test_lengths is not None
+    assert plan.test_lengths.items == 8
+    assert "test items" not in printed(plan)
+    settings["train"]["max_length"] = plan.test_lengths.longest - 1
+    assert "8 test items" in printed(planned(settings))
+
+
+def test_an_output_that_cannot_be_made(settings: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AfaLoraError, match="file is a file"):
+        planned(settings, output=str(tmp_path / "file" / "run"))
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(AfaLoraError, match="is not writable"):
+        planned(settings, output=str(tmp_path / "new" / "run"))
+
+
+def test_an_output_inside_a_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").provenance.write_text("[]")
+    with pytest.raises(AfaLoraError, match=r"lies inside the run .*run\."):
+        planned(settings, output=str(tmp_path / "run" / "sub"))
+
+
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(settings: dict[str, Any]) -> None:
+    settings["train"] |= {"save_strategy": "steps", "save_steps": 8, "max_steps": 8}
+    recipe, folder = parse_recipe(settings), RunFolder(Path(settings["output"]))
+    folder.path.mkdir()
+    folder.recipe.write_text(dump_recipe(recipe))
+    assert "without a checkpoint, which starts anew" in printed(plan_sft(recipe, silent))
+    run_sft(recipe)
+    folder.results.unlink()
+    plan = plan_sft(recipe, silent)
+    assert plan.resumes == 8
+    assert "goes on from step 8)" in printed(plan)
+
+
+def test_small_sizes_have_small_units(settings: dict[str, Any]) -> None:
+    text = printed(planned(settings))
+    assert "GiB" not in text
+    assert "TFLOP" not in text
+    for unit in (" MiB", " ms: ", " GFLOP"):
+        assert unit in text
+    assert ("this machine has no GPU: the time is its CPU's" in text) == (not torch.accelerator.is_available())
 
 
 def test_a_window_that_outlasts_the_training_is_noted(settings: dict[str, Any]) -> None:

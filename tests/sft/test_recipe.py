@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from afa_lora.settings import RecipeError
+from afa_lora.core.activation import ACTIVATIONS
+from afa_lora.core.schedule import SCHEDULES
+from afa_lora.settings import RecipeError, dump_yaml
 from afa_lora.sft.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "sft").glob("*.yaml"))
@@ -46,6 +48,13 @@ def test_overrides_reach_every_depth_and_are_typed_as_in_yaml(settings: dict[str
     assert recipe.train["warmup_steps"] == 2
 
 
+def test_a_number_without_fraction_is_a_whole_number_as_in_the_schema(settings: dict[str, Any]) -> None:
+    settings["adapter"]["r"], settings["train"]["max_steps"] = 4.0, 16.0
+    recipe = parse_recipe(settings)
+    for value in (recipe.adapter["r"], recipe.train["max_steps"]):
+        assert isinstance(value, int)
+
+
 def test_dumped_recipe_reads_back_equal(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["train"] |= {"save_strategy": "no", "run_name": "1e-4", "hub_model_id": "true"}  # words, not a number
     recipe = parse_recipe(settings)
@@ -59,11 +68,13 @@ def test_dumped_recipe_reads_back_equal(settings: dict[str, Any], tmp_path: Path
         ("method=afa-lra", "command line: method = 'afa-lra': it must be 'full', .*. Did you mean 'afa-lora'?"),
         ("learning_rate=1e-4", "learning_rate: there is no such key here; it belongs in 'train'"),
         ("anneal.placment=A-s-B", "anneal.placment: no such key. Did you mean 'placement'?"),
-        ("anneal.placement=B-A", "anneal.placement = 'B-A': .*'A-σ-B'"),
+        ("anneal.placement=B-A", "anneal.placement = 'B-A': it is not known. Choose one of .*'A-σ-B'"),
         ("anneal.schedule=liner", "anneal.schedule = 'liner': .* Did you mean 'linear'?"),
         ("anneal.activation=slu", "anneal.activation = 'slu': .* Did you mean 'silu'?"),
         ("anneal.anneal_end=soon", "anneal.anneal_end = 'soon': it must be a number."),
-        ("anneal.anneal_end=0.0", "anneal = .*: anneal_end=0.0 must come after"),
+        ("anneal.anneal_end=0.0", "command line: anneal: anneal_end=0.0 must come after"),
+        ("anneal.anneal_end=1.5", "anneal: anneal_end=1.5 is out of range"),
+        ("nothing.of.this=1", "command line: nothing: no such key"),
         ("adapter.lora_alhpa=3", "adapter.lora_alhpa: no such argument of peft.LoraConfig. Did you mean 'lora_alpha'?"),
         ("adapter.r=sixteen", "adapter.r = 'sixteen': it must be a whole number."),
         ("adapter.use_dora=true", "adapter.use_dora: this is set by method, not here"),
@@ -77,14 +88,24 @@ def test_dumped_recipe_reads_back_equal(settings: dict[str, Any], tmp_path: Path
         ("train.packing=perhaps", "train.packing = 'perhaps': it must be true or false."),
         ("load.dtype=bf16", "load.dtype = 'bf16': it must be 'auto', .* Did you mean 'bfloat16'?"),
         ("load.quantization=3bit", "load.quantization = '3bit': it must be '4bit' or '8bit'."),
-        ("data.source=web", "data.source = 'web': it must be 'reasoning-gym', 'file', 'hub'"),
+        ("data.source=web", "data.source = 'web': it must be 'reasoning-gym', 'file' or 'hub'."),
         ("data.trian=x", "data.trian: no such key. Did you mean 'train'?"),
         ("data.test_items=-1", "data.test_items = -1: it must be greater than or equal to 0"),
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens = 0: it must be greater than 0"),
         ("data=3", "data = 3: it must be keys with values"),
         ("evaluate=3", "evaluate = 3: it must be keys with values"),
         ("train=3", "train = 3: it must be keys with values"),
-        ("model=", "model = None: it must be a text"),
+        ("model=", "model = null (empty): it must be a text"),
+        ("adapter.lora_dropout=2", "adapter.lora_dropout = 2: it must be less than or equal to 1"),
+        ("adapter.r=0", "adapter.r = 0: it must be greater than 0"),
+        ("adapter.r=4.5", "adapter.r = 4.5: it must be a whole number."),
+        ("train.max_length=4.5", "train.max_length = 4.5: it must be a whole number."),
+        ("train.num_train_epochs=0", "train.num_train_epochs = 0: it must be greater than 0"),
+        ("train.per_device_train_batch_size=0", "train.per_device_train_batch_size = 0: it must be greater than 0"),
+        ("train.gradient_accumulation_steps=0", "train.gradient_accumulation_steps = 0: it must be greater than 0"),
+        ("train.learning_rate=-1", "train.learning_rate = -1: it must be greater than 0"),
+        ("train.dataloader_num_workers=-1", "train.dataloader_num_workers = -1: it must be greater than or equal"),
+        ("output=~nobody-of-this-name/x", "the home folder of '~nobody-of-this-name' is not known."),
         ("train.learning_rate", "must look like train.learning_rate=1e-4"),
         ("method.x=1", "'method' is a value, not a section"),
         ("train.seed=[1", "is no valid YAML"),
@@ -101,7 +122,21 @@ def test_missing_keys_are_named_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, {"method": "lora", "data": {}}))
     for key in ("model", "output", "data.source"):
-        assert f"{key} is needed\n" in f"{caught.value}\n"
+        assert f"{key} is needed.\n" in f"{caught.value}\n"
+
+
+def test_the_output_may_lie_in_the_home_folder(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_recipe({**settings, "output": "~/run"}).output == tmp_path / "run"
+
+
+def test_keys_that_do_not_go_together_have_the_line_of_their_section(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, dump_yaml(settings) + "anneal:\n  anneal_start: 0.5\n  anneal_end: 0.2\n")
+    line = path.read_text().splitlines().index("anneal:") + 1
+    with pytest.raises(RecipeError, match=rf"  line {line}: anneal: anneal_end=0\.2 must come after"):
+        load_recipe(path)
 
 
 MISTAKEN = """\
@@ -149,6 +184,20 @@ def test_the_schema_describes_every_key_and_refuses_what_the_loader_refuses() ->
         assert section["additionalProperties"] is False
     for section in (schema, sections["load"], sections["anneal"], sections["evaluate"]):
         assert all("description" in key for key in section["properties"].values())
+
+
+def test_an_editor_finds_the_mistakes_of_a_file_by_the_schema() -> None:
+    schema = Recipe.model_json_schema()
+    adapter, anneal, train = (_resolve(schema, name) for name in ("adapter", "anneal", "train"))
+    for section, mistake in ((schema, "metod"), (adapter, "lora_alhpa"), (train, "learning_rte")):
+        assert mistake not in section["properties"]
+        assert section["additionalProperties"] is False
+    assert adapter["properties"]["r"]["type"] == "integer"
+    assert {"A-σ-B", "A-s-B"} <= set(anneal["properties"]["placement"]["enum"])
+    assert "B-σ-A" not in anneal["properties"]["placement"]["enum"]
+    assert anneal["properties"]["schedule"]["enum"] == [*SCHEDULES]
+    assert "enum" not in anneal["properties"]["activation"]
+    assert anneal["properties"]["activation"]["examples"] == [*ACTIVATIONS]
 
 
 def _resolve(schema: dict[str, Any], name: str) -> dict[str, Any]:

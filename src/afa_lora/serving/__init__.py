@@ -3,7 +3,7 @@
 from afa_lora.serving.adapter import export_adapter
 from afa_lora.serving.check import Agreement, ExportError
 from afa_lora.serving.gguf import export_gguf
-from afa_lora.serving.locate import Located, NoAdapterError, locate
+from afa_lora.serving.lookup import Located, NoAdapterError, locate
 from afa_lora.serving.merged import export_merged
 from afa_lora.serving.source import PROBE, Export, Source, find_source
 from afa_lora.serving.vllm import export_vllm

@@ -19,7 +19,7 @@ from afa_lora.core.errors import CorruptedAdapterError, NotLinearError
 from afa_lora.peft.checkpoint import BETA_KEY, load_adapter
 from afa_lora.peft.config import AfaLoraConfig
 from afa_lora.serving.check import ExportError
-from afa_lora.serving.locate import VERSION_OPTIONS, Located, locate
+from afa_lora.serving.lookup import VERSION_OPTIONS, Located, locate
 
 PROBE = "The quick brown fox jumps over the lazy dog. 17 + 25 = 42"
 """The text on which logits are compared unless another is given."""
@@ -85,7 +85,7 @@ class Reference:
 
 
 def find_source(path: Path, base: str | None = None) -> Source:
-    """Find the adapter as `afa_lora.serving.locate.locate` does, and look whether it can be exported.
+    """Find the adapter as `afa_lora.serving.lookup.locate` does, and look whether it can be exported.
 
     Raises:
         NotLinearError: the adapter is still annealing.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
@@ -58,13 +59,23 @@ def validate(model: type[S], settings: Mapping[str, Any], origin: str, lines: Ma
             place = _locate(model, fault["loc"])
             places[place.key] = place
             found.setdefault(place.key, []).append(fault)
-    lines = lines or {}
+    lines = _with_sections(lines or {})
     messages = [
         f"{_where(lines, key)}{key}{_explain(found[key], places[key], model)}"
         for key in sorted(found, key=lambda key: _line_number(lines, key))
     ]
     count = "1 mistake" if len(messages) == 1 else f"{len(messages)} mistakes"
     raise RecipeError("\n  ".join([f"{origin}: {count}", *messages]))
+
+
+def in_our_words(message: str, section: str, keys: Container[str]) -> str:
+    """A library's complaint with our names of its arguments: ``--seed`` and ```args.seed``` become ``train.seed``."""
+
+    def renamed(match: re.Match[str]) -> str:
+        name = match["quoted"] or match["option"]
+        return f"{section}.{name}{match['value'] or ''}" if name in keys else match[0]
+
+    return re.sub(r"`(?:args\.|--)?(?P<quoted>\w+)(?P<value>=[^`]*)?`|--(?P<option>\w+)", renamed, message)
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,16 @@ def _inner(field: FieldInfo, rest: tuple[int | str, ...]) -> tuple[type[Section]
     return None, False
 
 
+def _with_sections(lines: Mapping[str, str]) -> dict[str, str]:
+    """The places of keys, and those of sections that only overrides have made."""
+    complete = dict(lines)
+    for key, place in lines.items():
+        parents = key.split(".")[:-1]
+        for depth in range(len(parents)):
+            complete.setdefault(".".join(parents[: depth + 1]), place)
+    return complete
+
+
 def _line_number(lines: Mapping[str, str], key: str) -> float:
     """For sorting: what is missing first, what comes from the command line last."""
     number = lines.get(key, "line 0").removeprefix("line ")
@@ -128,11 +149,11 @@ def _explain(faults: list[Any], place: _Place, model: type[Section]) -> str:
     fault = faults[0]
     value = f" = {_shown(fault['input'])}"
     if fault["type"] == "missing":
-        return " is needed"
+        return " is needed."
     if fault["type"] == "extra_forbidden":
         return f": {_unknown(place, model)}"
     if fault["type"] == "union_tag_not_found":
-        return f".{fault['ctx']['discriminator'].strip(chr(39))} is needed"
+        return f".{fault['ctx']['discriminator'].strip(chr(39))} is needed."
     if fault["type"] == "union_tag_invalid":
         return f".{_tag(fault)}"
     expected = [EXPECTED.get(f["type"].split("_")[0], "") for f in faults if f["type"] != "literal_error"]
@@ -141,14 +162,19 @@ def _explain(faults: list[Any], place: _Place, model: type[Section]) -> str:
         wanted = [*dict.fromkeys(choices), *_without_doubles(expected)]
         near = closest(str(fault["input"]), _quoted(choices)) if choices else ""
         return f"{value}: it must be {' or '.join(wanted)}.{near}"
-    message = next(f["msg"] for f in faults if f["type"].split("_")[0] not in {*EXPECTED, "literal"})
-    return f"{value}: {message.removeprefix('Value error, ').replace('Input should', 'it must')}"
+    fault = next(f for f in faults if f["type"].split("_")[0] not in {*EXPECTED, "literal"})
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "it must")
+    if isinstance(fault["input"], Mapping):  # the keys of a section do not go together; the message names them
+        return f": {message}"
+    again = f"{place.key.rpartition('.')[2]}={fault['input']!r} "
+    return f"{value}: {'it ' + message.removeprefix(again) if message.startswith(again) else message}"
 
 
 def _tag(fault: Any) -> str:
     context = fault["ctx"]
     key, tag = context["discriminator"].strip("'"), context["tag"]
-    return f"{key} = {tag!r}: it must be {context['expected_tags']}.{closest(tag, _quoted([context['expected_tags']]))}"
+    tags = _quoted([context["expected_tags"]])
+    return f"{key} = {tag!r}: it must be {', '.join(map(repr, tags[:-1]))} or {tags[-1]!r}.{closest(tag, tags)}"
 
 
 def _unknown(place: _Place, model: type[Section]) -> str:
@@ -183,5 +209,7 @@ def _quoted(texts: list[str]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "null (empty)"
     text = repr(str(value) if hasattr(value, "__fspath__") else value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -49,7 +50,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, config: LoraConfig | Non
     try:
         adapted = get_peft_model(model, config)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"adapter: {error} {_available(model)}") from error
+        raise RecipeError(f"adapter: {error}") from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise RecipeError(
             f"adapter.target_modules={_shown(config.target_modules)} holds the model's output layer, whose adapter TRL "
@@ -68,15 +69,23 @@ def adapted_layers(model: nn.Module) -> Counter[str]:
 
 def _check_targets(model: nn.Module, targets: str | Iterable[str] | None) -> None:
     """Refuse names that match nothing: PEFT leaves them out in silence where another name matches."""
-    if targets is None or isinstance(targets, str):
-        return  # all-linear, or a pattern: PEFT itself refuses one that matches nothing
-    paths = [f".{path}" for path, _ in model.named_modules()]
-    for name in sorted(targets):
-        if not any(path.endswith(f".{name}") for path in paths):
-            known = _linear_layers(model)
-            raise RecipeError(
-                f"adapter.target_modules: the model has no layer {name!r}.{closest(name, known)} {_available(model)}"
-            )
+    if targets is None or targets == "all-linear":
+        return
+    paths = [path for path, _ in model.named_modules()]
+    if isinstance(targets, str):
+        missing = [] if _matches(targets, paths) else [targets]
+    else:
+        missing = [name for name in sorted(targets) if not any(f".{path}".endswith(f".{name}") for path in paths)]
+    if missing:
+        near = closest(missing[0], _linear_layers(model))
+        raise RecipeError(f"adapter.target_modules: the model has no layer {missing[0]!r}.{near} {_available(model)}")
+
+
+def _matches(pattern: str, paths: Iterable[str]) -> bool:
+    try:
+        return any(re.fullmatch(pattern, path) for path in paths)
+    except re.error as error:
+        raise RecipeError(f"adapter.target_modules={pattern!r} is no regular expression: {error}.") from error
 
 
 def _linear_layers(model: nn.Module) -> Counter[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -104,10 +105,9 @@ class RunFolder:
         Raises:
             RecipeError: it holds a finished run, an interrupted run of another recipe, or files of something else.
         """
+        _check_place(self.path)
         if not self.path.exists():
             return False
-        if not self.path.is_dir():
-            raise RecipeError(f"output={str(self.path)!r} is a file. Choose another output.")
         if not self.recipe.is_file():
             foreign = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
             if foreign:
@@ -127,8 +127,8 @@ class RunFolder:
             )
         if changes and (newest(self.checkpoints) or self.adapter.exists() or self.model.exists()):
             raise RecipeError(
-                f"output={str(self.path)!r} holds an interrupted run{other}{listed}Choose another output, remove that "
-                "folder, or give the same settings again to go on."
+                f"output={str(self.path)!r} holds an interrupted run of another recipe.{listed}Choose another output, "
+                "remove that folder, or give the same settings again to go on."
             )
         return not changes
 
@@ -206,6 +206,23 @@ class RunFolder:
             "environment": start["environment"],
         }
         write_atomic(self.results, json.dumps(numbers, indent=2) + "\n")
+
+
+def _check_place(output: Path) -> None:
+    """Look whether the folder of a run can be made.
+
+    Raises:
+        RecipeError: something above it is a file, cannot be written to, or is a run itself.
+    """
+    whole = output.resolve()
+    there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+    if not there.is_dir():
+        raise RecipeError(f"output={str(output)!r} cannot be made: {there} is a file. Choose another output.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RecipeError(f"output={str(output)!r} cannot be written: {there} is not writable. Choose another output.")
+    run = next((folder for folder in whole.parents if RunFolder(folder).provenance.is_file()), None)
+    if run is not None:
+        raise RecipeError(f"output={str(output)!r} lies inside the run {run}. Choose another output.")
 
 
 def write_answers(accuracy: Accuracy, path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from peft import LoraConfig
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 from trl import SFTConfig
 
-from afa_lora.core.activation import get_activation
-from afa_lora.core.placement import normalise_placement
-from afa_lora.core.schedule import Schedule
+from afa_lora.core.activation import ACTIVATIONS, get_activation
+from afa_lora.core.placement import PLACEMENTS, normalise_placement
+from afa_lora.core.schedule import SCHEDULES, Schedule
 from afa_lora.data import DataSource
 from afa_lora.settings import Arguments, Section, dump_yaml, read_settings, validate
 
@@ -21,9 +21,21 @@ ADAPTER_KEYS_ELSEWHERE = {
     **{key: f"anneal.{key}" for key in ("activation", "placement", "schedule", "anneal_start", "anneal_end")},
 }
 TRAIN_KEYS_ELSEWHERE = {"output_dir": "output", "hub_token": "the environment variable HF_TOKEN"}
-AdapterArguments = Annotated[dict[str, Any], Arguments(LoraConfig, "peft.LoraConfig", ADAPTER_KEYS_ELSEWHERE)]
-TRAIN_TYPES = {"fsdp": bool | str | None}  # transformers takes true there, and says that it prefers it
+Share = Annotated[int | float, Field(ge=0, le=1)]
+ADAPTER_TYPES = {"r": PositiveInt, "lora_dropout": Share}
+AdapterArguments = Annotated[
+    dict[str, Any], Arguments(LoraConfig, "peft.LoraConfig", ADAPTER_KEYS_ELSEWHERE, ADAPTER_TYPES)
+]
+TRAIN_TYPES = {
+    "fsdp": bool | str | None,  # transformers takes true there, and says that it prefers it
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), PositiveInt),
+    **dict.fromkeys(("learning_rate", "num_train_epochs"), PositiveInt | PositiveFloat),
+    "gradient_accumulation_steps": PositiveInt,
+    "max_length": PositiveInt | None,
+    "dataloader_num_workers": NonNegativeInt,
+}
 TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES)]
+SPELLINGS = [*PLACEMENTS, *(name.replace("σ", "s") for name in PLACEMENTS)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Method = Literal["full", "lora", "dora", "afa-lora", "afa-dora"]
 
@@ -34,11 +46,11 @@ class AnnealSettings(Section):
     The keys are those of `afa_lora.AfaLoraConfig`.
     """
 
-    activation: str = "silu"
+    activation: Annotated[str, Field(json_schema_extra={"examples": [*ACTIVATIONS]})] = "silu"  # or the user's own
     """σ: relu, silu, gelu, tanh or leaky_relu."""
-    placement: str = "A-σ-B"
+    placement: Annotated[str, Field(json_schema_extra={"enum": SPELLINGS})] = "A-σ-B"
     """Where σ stands, as A-σ-B or A-s-B."""
-    schedule: str = "linear"
+    schedule: Annotated[str, Field(json_schema_extra={"enum": [*SCHEDULES]})] = "linear"
     """How β falls from 1 to 0: linear, cosine, exponential, step or constant."""
     anneal_start: int | float = 0.0
     """Until when β is 1: a float is a share of training, an integer a number of optimizer steps."""
@@ -109,6 +121,14 @@ class Recipe(Section):
     """The check of generated answers."""
     merge: bool = True
     """Whether to write the merged model beside the adapter."""
+
+    @field_validator("output")
+    @classmethod
+    def _expand_home(cls, folder: Path) -> Path:
+        try:
+            return folder.expanduser()  # `SFTConfig` would do it for the checkpoints alone
+        except RuntimeError as error:
+            raise ValueError(f"the home folder of {folder.parts[0]!r} is not known. Write the whole path.") from error
 
     @property
     def anneals(self) -> bool:

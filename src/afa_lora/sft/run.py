@@ -28,8 +28,10 @@ from afa_lora.report.progress import TrainingProgress, progress_bar
 from afa_lora.running.checkpoints import check_checkpoint, last_good
 from afa_lora.running.metrics import TEST, MetricsLog, tensorboard
 from afa_lora.running.stopping import GracefulStop, terminable
+from afa_lora.settings import RecipeError
 from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.card import write_cards
+from afa_lora.sft.checks import check_optimizer, training_faults
 from afa_lora.sft.failures import RunStopped, explained, what_is_kept
 from afa_lora.sft.folder import RunFolder, read_answers, write_answers
 from afa_lora.sft.loading import load_base, model_options, training_precision
@@ -108,10 +110,13 @@ class _Run:
     def whole(self) -> SftResult:
         recipe, args = self.recipe, self.args
         self.items = load_data(recipe.data, self.say)
+        if faults := list(training_faults(args, self.items)):
+            raise RecipeError("\n  ".join(["This recipe cannot be run:", *faults]))
         if self.main:
             self.folder.record_start(self.items, self.say)
         model: PreTrainedModel | PeftModel
         model, self.tokenizer = load_base(recipe, self.say)
+        check_optimizer(args, model, max(args.max_steps, 1))
         sharded = is_sharded(args)
         if not sharded and model.device.type != args.device.type:
             model.to(args.device)  # type: ignore[arg-type]

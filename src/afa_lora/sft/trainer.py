@@ -24,7 +24,7 @@ from afa_lora import AnnealingCallback
 from afa_lora.data import Items, to_dataset
 from afa_lora.running.checkpoints import CheckpointSealer, NonFiniteError
 from afa_lora.running.logging_state import LoggingState
-from afa_lora.settings import RecipeError
+from afa_lora.settings import RecipeError, in_our_words
 from afa_lora.sft.loading import precision_flags, training_device
 from afa_lora.sft.recipe import Recipe
 
@@ -78,7 +78,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     try:
         return SFTConfig(**settings)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"train: {error}") from error
+        raise _refused(error) from error
 
 
 def is_sharded(args: SFTConfig) -> bool:
@@ -109,8 +109,8 @@ def make_trainer(
             processing_class=tokenizer,
             callbacks=annealing,
         )
-    except ValueError as error:
-        raise RecipeError(f"train: {error}") from error
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise _refused(error) from error
     if is_sharded(args) and not trainer.is_fsdp_enabled:
         raise RecipeError("FSDP is asked for, and accelerate has none on this hardware: it would run DDP in silence.")
     for callback in (PrinterCallback, ProgressCallback, TensorBoardCallback):  # ours stand in for them
@@ -120,3 +120,7 @@ def make_trainer(
     if recipe.anneals:  # before W&B and its like, so that they see β among the logs
         trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, AnnealingCallback))
     return trainer
+
+
+def _refused(error: Exception) -> RecipeError:
+    return RecipeError(f"train: {in_our_words(str(error), 'train', SFTConfig.__dataclass_fields__)}")

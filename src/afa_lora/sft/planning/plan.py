@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +19,12 @@ from trl import SFTConfig
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.core.schedule import Schedule
 from afa_lora.data import Items, LengthReport, load_data, measure_lengths
-from afa_lora.models import check_chat_template, read_parts
+from afa_lora.models import read_parts
+from afa_lora.running.checkpoints import newest
 from afa_lora.sft.adapter import adapter_config
+from afa_lora.sft.checks import check_optimizer, training_faults
 from afa_lora.sft.folder import RunFolder
-from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision
+from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision, use_chat_template
 from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
 from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.planning.timing import Speed, measure_speed
@@ -29,7 +32,7 @@ from afa_lora.sft.recipe import Recipe
 from afa_lora.sft.trainer import training_arguments
 
 ASSUMED_LENGTH = 1024  # tokens, where neither the data nor max_length say how long sequences are
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Plan:
         precision: the dtypes, and why.
         layers: how many layers of each name get an adapter.
         lengths: of the training items, ``None`` without a tokenizer.
+        test_lengths: of the test items, ``None`` without a tokenizer or such items.
         length: tokens in a sequence, as the estimate takes it.
         steps: optimizer steps in all.
         per_step: sequences in an optimizer step, over all processes.
@@ -49,7 +53,8 @@ class Plan:
         step: memory and operations of one forward and backward.
         accumulation: forwards and backwards in an optimizer step.
         speed: what this machine does in a second.
-        resumes: whether the output folder holds an interrupted run of this recipe, which would go on.
+        resumes: the step from which an interrupted run of this recipe in the output folder would go on, 0 if it has no
+            checkpoint yet; ``None`` if there is no such run.
         notes: what the user should know; what training would miss, first of all.
     """
 
@@ -57,6 +62,7 @@ class Plan:
     precision: Precision
     layers: Counter[str]
     lengths: LengthReport | None
+    test_lengths: LengthReport | None
     length: int
     steps: int
     per_step: int
@@ -65,7 +71,7 @@ class Plan:
     step: StepEstimate
     accumulation: int
     speed: Speed
-    resumes: bool
+    resumes: int | None
     notes: tuple[str, ...]
 
     @property
@@ -102,14 +108,13 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
         AfaLoraError: one line for each thing that is wrong.
     """
     found = _Found()
-    args = config = tokenizer = items = lengths = precision = shape = window = None
+    args = config = tokenizer = items = lengths = test_lengths = precision = shape = window = resumes = None
     steps = per_step = 0
-    resumes = False
     with found.collect():
         precision = training_precision(recipe)
         args = training_arguments(recipe)
     with found.collect():
-        resumes = RunFolder(recipe.output).check(recipe)
+        resumes = _resumes(recipe)
     if recipe.load.quantization:
         with found.collect():
             check_quantization(recipe)
@@ -126,10 +131,17 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
     if args and items and tokenizer:
         with found.collect():
             lengths = measure_lengths(items.train, tokenizer, args)
+        if items.test:
+            with found.collect():
+                test_lengths = measure_lengths(items.test, tokenizer, args, "test")
+    if args:
+        found.faults += training_faults(args, items)
     if args and items:
         with found.collect():
             steps, per_step = _count_steps(args, items, lengths)
             window = _window(recipe, steps, found)
+            if shape:
+                check_optimizer(args, shape.model, steps)
     if found.faults:
         raise AfaLoraError("\n".join(["This recipe cannot be run:", *(f"  {fault}" for fault in found.faults)]))
     assert args
@@ -143,6 +155,7 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
         precision=precision,
         layers=shape.layers,
         lengths=lengths,
+        test_lengths=test_lengths,
         length=length,
         steps=steps,
         per_step=per_step,
@@ -158,12 +171,20 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the plan as a table."""
-    table = Table("", "plan")
+    table = Table(show_header=False)
     for name, text in _rows(plan):
         table.add_row(Text(name), Text(text))
     console.print(table)
     for note in plan.notes:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _resumes(recipe: Recipe) -> int | None:
+    folder = RunFolder(recipe.output)
+    if not folder.check(recipe):
+        return None
+    checkpoint = newest(folder.checkpoints)
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _find(recipe: Recipe, found: _Found) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -175,7 +196,7 @@ def _find(recipe: Recipe, found: _Found) -> tuple[PretrainedConfig, PreTrainedTo
     if parts.tokenizer is None:
         missing.append("tokenizer")
     else:
-        check_chat_template(recipe.model, parts.tokenizer)
+        use_chat_template(recipe, parts.tokenizer)
     if missing:
         found.notes.append(f"Missing in model={recipe.model!r}: {' and '.join(missing)}. Training needs them.")
     return parts.config, parts.tokenizer
@@ -233,6 +254,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "method", f"{recipe.method}" + (f" on {sum(plan.layers.values())} layers: {layers}" if layers else "")
     if plan.lengths:
         yield "data", str(plan.lengths)
+    if plan.test_lengths and (plan.test_lengths.cut or plan.test_lengths.dropped):
+        yield "  test", str(plan.test_lengths)
     yield (
         "steps",
         f"{plan.steps:,} of {plan.per_step} sequences "
@@ -242,22 +265,25 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.window is None:
         yield "β", "no annealing"
     else:
-        yield "β", "from 1 at step {:g} to 0 at step {:g}".format(*plan.window) + f", {recipe.anneal.schedule}"
-    yield "memory", f"{step.total / GIB:.2f} GiB on each device, with {plan.length} tokens a sequence"
-    yield "  base weights", f"{step.weights / GIB:.2f} GiB"
-    yield "  adapter", f"{step.adapter / GIB:.2f} GiB"
+        last, first = math.floor(plan.window[0]), math.ceil(plan.window[1])
+        yield "β", f"1 up to step {last}, 0 from step {first}, {recipe.anneal.schedule}"
+    yield "memory", f"{_size(step.total)} on each device, with {plan.length} tokens a sequence"
+    yield "  base weights", _size(step.weights)
+    yield "  adapter", _size(step.adapter)
     assumed = "" if step.optimizer_known else ", as for AdamW: this optimizer's size is not known"
-    yield "  optimizer", f"{step.optimizer / GIB:.2f} GiB{assumed}"
+    yield "  optimizer", f"{_size(step.optimizer)}{assumed}"
     yield (
         "  step",
-        f"{step.activations / GIB:.2f} GiB at most: {work.saved / GIB:.2f} saved for the backward, "
-        f"{step.gradients / GIB:.2f} gradients, {work.logits / GIB:.2f} a tile of logits, the rest passing",
+        f"{_size(step.activations)} at most: {_size(work.saved)} saved for the backward, "
+        f"{_size(step.gradients)} gradients, {_size(work.logits)} a tile of logits, the rest passing",
     )
-    yield "time a step", f"{_duration(plan.seconds_per_step)}: {work.flops * plan.accumulation / 1e12:,.2f} TFLOP"
-    yield "time in all", f"{_duration(plan.seconds_per_step * plan.steps)} if every sequence is that long; {plan.speed}"
+    yield "time a step", f"{_duration(plan.seconds_per_step)}: {_operations(work.flops * plan.accumulation)}"
+    yield "time in all", f"{_duration(plan.seconds_per_step * plan.steps)} if every sequence is that long"
+    rough = "rough, and rather too low than too high, since parts are timed and not a whole step"
+    lacking = "" if torch.accelerator.is_available() else "this machine has no GPU: the time is its CPU's; "
+    yield "  how", f"{lacking}{rough}; {plan.speed}"
     folder = RunFolder(recipe.output)
-    state = "an interrupted run of this recipe, which goes on" if plan.resumes else "free"
-    yield "output", f"{recipe.output} ({state})"
+    yield "output", f"{recipe.output} ({_state(plan.resumes)})"
     full, merged = recipe.method == "full", recipe.merge and (plan.window is None or plan.window[1] <= plan.steps)
     if not full:
         yield "  adapter", str(folder.adapter)
@@ -266,7 +292,25 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "  results", str(folder.results)
 
 
+def _state(resumes: int | None) -> str:
+    if resumes is None:
+        return "free"
+    if resumes == 0:
+        return "an interrupted run of this recipe without a checkpoint, which starts anew"
+    return f"an interrupted run of this recipe, which goes on from step {resumes}"
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / MIB:.2f} MiB"
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e12:,.2f} TFLOP" if count >= 1e11 else f"{count / 1e9:,.3g} GFLOP"
+
+
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
