@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from afa_lora.sft import parse_recipe, run, run_sft
+from afa_lora.sft import RecipeError, parse_recipe, run, run_sft
 from afa_lora.sft.failures import RunStopped
 from afa_lora.sft.trainer import ExactSFTTrainer
 from tests.distributed.workflow import under_fsdp2
@@ -54,11 +54,19 @@ def sharded(settings: dict[str, Any], output: Path) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in layers.parameters())
 
 
+def not_sharded(settings: dict[str, Any], output: Path) -> None:
+    """On a CPU accelerate runs DDP where FSDP is asked for."""
+    train = {**settings["train"], "fsdp": True, "fsdp_config": {"version": 2}}
+    with pytest.raises(RecipeError, match="FSDP is asked for"):
+        whole({**settings, "train": train}, output)
+
+
 def main(folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     settings["train"]["per_device_train_batch_size"] //= 2
     whole(settings, folder / "ddp")
     interrupted(settings, folder / "interrupted")
+    not_sharded(settings, folder / "not-sharded")
     sharded(settings, folder / "fsdp2")
     dist.destroy_process_group()
 

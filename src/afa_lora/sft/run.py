@@ -128,6 +128,8 @@ class _Run:
             model = add_adapter(model, recipe)
         with self.console.status(f"Tokenizing {len(self.items.train) + len(self.items.test)} items …"):
             trainer = make_trainer(model, self.tokenizer, self.items, args, recipe)
+        if sharded and not trainer.is_fsdp_enabled:
+            raise RecipeError("FSDP is asked for, and accelerate has none on this hardware: it would run DDP unsaid.")
         seconds, peak_memory = self.train(trainer)
         test_loss = trainer.evaluate(metric_key_prefix=TEST)[f"{TEST}_loss"] if self.items.test else None
         curve, steps = read_curve(recipe.method, trainer.state.log_history), trainer.state.max_steps

@@ -111,8 +111,6 @@ def make_trainer(
         )
     except (ImportError, RuntimeError, ValueError) as error:
         raise _refused(error) from error
-    if is_sharded(args) and not trainer.is_fsdp_enabled:
-        raise RecipeError("FSDP is asked for, and accelerate has none on this hardware: it would run DDP in silence.")
     for callback in (PrinterCallback, ProgressCallback, TensorBoardCallback):  # ours stand in for them
         trainer.remove_callback(callback)
     for own in (LoggingState(trainer), CheckpointSealer(limit)):  # in this order: what is sealed is whole
