@@ -86,8 +86,9 @@ def kill_and_resume(recipe: Path, whole: Path, output: Path, after: float, savin
     """One kill ``after`` so many seconds, or in the next save from then on; ``None`` if the run was faster."""
     child = start(recipe, output)
     time.sleep(after)
-    while saving and not unsealed(output) and os.waitpid(child, os.WNOHANG) == (0, 0):
-        pass
+    while saving and not unsealed(output):
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            return None
     os.kill(child, signal.SIGKILL)
     if finish(child) != -signal.SIGKILL:
         return None
