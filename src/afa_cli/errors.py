@@ -10,9 +10,9 @@ from pathlib import Path
 
 import typer
 
-EXTRA = frozenset(
-    {"datasets", "filelock", "gguf", "matplotlib", "pydantic", "reasoning_gym", "rich", "trl", "typer", "yaml"}
-)
+SFT = "datasets", "filelock", "gguf", "matplotlib", "pydantic", "reasoning_gym", "rich", "scipy", "trl", "typer", "yaml"
+EXTRA = {**dict.fromkeys(SFT, "sft"), "lm_eval": "harness"}
+"""The packages that the bare library does without, and the extra that brings them."""
 
 
 class AdapterFileError(Exception):
@@ -23,7 +23,7 @@ class MissingExtraError(Exception):
     """A verb needs packages that the bare library does without."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"The package {name} is missing. Run: pip install 'afa-lora[sft]'")
+        super().__init__(f"The package {name} is missing. Run: pip install 'afa-lora[{EXTRA[name]}]'")
 
 
 class NoRecipeError(Exception):

@@ -159,7 +159,7 @@ def check_chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.chat_template is None:
         raise ModelError(
             f"model={name!r} has no chat template, so its prompts have no form. Use the instruction-tuned variant, "
-            "or name a template's file by train.chat_template_path."
+            "set train.chat_template_path=alpaca, or name a template's file there."
         )
 
 

@@ -17,6 +17,7 @@ from afa_lora.running.checkpoints import CheckpointSealer
 from afa_lora.sft import run
 from afa_lora.sft.trainer import ExactSFTTrainer
 from tests.cli.conftest import Afa, Outcome
+from tests.tiny_chat import without_chat_template
 
 STEPS = 6
 
@@ -118,13 +119,12 @@ def test_two_column_styles_at_once(sft: Sft, settings: dict[str, Any]) -> None:
 
 
 def test_a_model_without_chat_template(sft: Sft, settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    for file in Path(settings["model"]).iterdir():
-        if file.name != "chat_template.jinja":
-            (plain / file.name).write_bytes(file.read_bytes())
+    plain = without_chat_template(settings["model"], tmp_path / "plain")
     assert_refused(sft(f"model={plain}"), "has no chat template", "train.chat_template_path")
-    assert_refused(sft(f"model={plain}", "train.chat_template_path=none.jinja"), "'none.jinja' is no .jinja file")
+    assert_refused(
+        sft(f"model={plain}", "train.chat_template_path=none.jinja"),
+        "'none.jinja' is neither 'alpaca' nor a .jinja file",
+    )
     template = Path(settings["model"]) / "chat_template.jinja"
     assert sft(f"model={plain}", f"train.chat_template_path={template}").code == 0
 

@@ -13,6 +13,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_torch_bf16_gpu_available, strtobool
 
+from afa_lora.data import alpaca
 from afa_lora.models import check_chat_template, load_model
 from afa_lora.settings import RecipeError
 from afa_lora.sft.recipe import Recipe
@@ -137,13 +138,19 @@ def use_chat_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Non
     """Give the tokenizer the template that ``train.chat_template_path`` names, before anything is measured or tested.
 
     Raises:
-        RecipeError: it names no file. TRL would take another model's tokens from there too; that is not done here.
+        RecipeError: it names neither ``alpaca`` nor a file. TRL would take another model's tokens from there too; that
+            is not done here.
         ModelError: there is no template, in the recipe or in the model.
     """
     path = recipe.train.get("chat_template_path")
-    if path is not None:
+    if path == alpaca.NAME:
+        alpaca.use_alpaca_template(tokenizer)
+    elif path is not None:
         if not (path.endswith(".jinja") and Path(path).is_file()):
-            raise RecipeError(f"train.chat_template_path={path!r} is no .jinja file (looked for it in {Path.cwd()}).")
+            raise RecipeError(
+                f"train.chat_template_path={path!r} is neither {alpaca.NAME!r} nor a .jinja file "
+                f"(looked for it in {Path.cwd()})."
+            )
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
     check_chat_template(recipe.model, tokenizer)
 

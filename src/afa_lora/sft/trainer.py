@@ -28,6 +28,8 @@ from afa_lora.settings import RecipeError, in_our_words
 from afa_lora.sft.loading import precision_flags, training_device
 from afa_lora.sft.recipe import Recipe
 
+APPLIED_BEFORE = {"model_init_kwargs", "chat_template_path"}  # by the time that TRL gets model and tokenizer
+
 
 class ExactSFTTrainer(SFTTrainer):
     """`SFTTrainer` that resumes exactly, and that raises instead of training on after a loss of NaN or infinity."""
@@ -73,7 +75,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "ddp_find_unused_parameters": False,
         "hub_model_id": recipe.output.name if recipe.train.get("push_to_hub") else None,  # else "checkpoints"
         **precision_flags(recipe),
-        **{key: value for key, value in recipe.train.items() if key != "model_init_kwargs"},
+        **{key: value for key, value in recipe.train.items() if key not in APPLIED_BEFORE},
     }
     try:
         return SFTConfig(**settings)
