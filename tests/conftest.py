@@ -25,7 +25,7 @@ VOCAB_SIZE = 96
 HIDDEN_SIZE = 32
 LAYERS = 2
 
-_DECODER = {
+DECODER = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 64,
@@ -53,19 +53,19 @@ def _seed() -> Iterator[None]:
 @pytest.fixture
 def tiny_llama() -> PreTrainedModel:
     """Llama with grouped-query attention, no biases, an untied head."""
-    return LlamaForCausalLM(LlamaConfig(**_DECODER, tie_word_embeddings=False)).eval()
+    return LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=False)).eval()
 
 
 @pytest.fixture
 def tiny_tied_llama() -> PreTrainedModel:
     """The same with `lm_head` tied to the embedding."""
-    return LlamaForCausalLM(LlamaConfig(**_DECODER, tie_word_embeddings=True)).eval()
+    return LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)).eval()
 
 
 @pytest.fixture
 def tiny_qwen2() -> PreTrainedModel:
     """Qwen2: biases on the query, key and value projections, here with values other than zero."""
-    model = Qwen2ForCausalLM(Qwen2Config(**_DECODER, tie_word_embeddings=False)).eval()
+    model = Qwen2ForCausalLM(Qwen2Config(**DECODER, tie_word_embeddings=False)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.2)

@@ -1,5 +1,6 @@
 """A tiny chat model with random weights and a byte-level tokenizer, saved as a folder like any other model."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,3 +41,8 @@ def save_tiny_chat_model(folder: Path, layers: int = 2, hidden: int = 32) -> Pat
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def without_chat_template(model: str | Path, folder: Path) -> Path:
+    """Copy a saved model to ``folder`` and return it: the same in all but the chat template."""
+    return Path(shutil.copytree(model, folder, ignore=shutil.ignore_patterns("chat_template.jinja")))

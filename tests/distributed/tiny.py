@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afa_lora import AfaLoraConfig, Annealer
+from tests.conftest import DECODER, VOCAB_SIZE
 
 # lm_head is in FSDP2's root group, whose weights stay gathered after a forward; the others are sharded again.
 TARGETS = ["q_proj", "v_proj", "down_proj", "lm_head"]
@@ -23,21 +24,7 @@ SENTENCES = 4
 
 def base_model(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=False))
 
 
 def adapted_model(kind: str, **options: object) -> PeftModel:
@@ -48,7 +35,7 @@ def adapted_model(kind: str, **options: object) -> PeftModel:
 
 
 def tokens(seed: int) -> Tensor:
-    return torch.randint(3, 96, (SENTENCES, 12), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(3, VOCAB_SIZE, (SENTENCES, 12), generator=torch.Generator().manual_seed(seed))
 
 
 def train(model: nn.Module, adapter: nn.Module, share: slice, steps: int = STEPS) -> Tensor:

@@ -9,11 +9,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from afa_cli.app import app
 from afa_cli.recipes import find_recipe
@@ -25,9 +28,20 @@ from tools.mkdocs_hooks import GENERATED, LINK, generate, recipe_keys, site_link
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTED = ("afa_lora", "afa_lora.sft", "afa_lora.data", "afa_lora.evaluation", "afa_lora.serving")
-VERBS = typer.main.get_command(app).commands
 FENCE = re.compile(r"^```(?P<kind>\S*)(?P<title>[^\n]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
+
+def verbs(group: TyperGroup, *path: str) -> Iterator[tuple[str, Any]]:
+    """Every verb below a group: its words after `afa`, and its parser."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from verbs(command, *path, name)
+        else:
+            yield " ".join([*path, name]), command
+
+
+VERBS = dict(verbs(typer.main.get_command(app)))
 
 
 class Block(NamedTuple):
@@ -56,47 +70,56 @@ def commands() -> list[str]:
     return [match[1] for match in found if match]
 
 
-def arguments(command: str) -> list[str]:
-    """The words after the verb, up to a redirection."""
-    words = shlex.split(command, comments=True)[1:]
-    return words[: words.index(">")] if ">" in words else words
+def split(command: str) -> tuple[str, list[str]]:
+    """The verb, of two words below a group such as `eval`, and the words after it, up to a redirection."""
+    words = shlex.split(command, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
+    depth = 1 if words[0] in VERBS else 2
+    return " ".join(words[:depth]), words[depth:]
 
 
-def check_command(command: str) -> None:
-    """Parse a command as the console script would, without running it."""
-    verb = command.split()[0]
-    VERBS[verb].make_context(verb, arguments(command))
+def complaint(command: str) -> str | None:
+    """What the console script would say against a command; ``None`` if it parses. Nothing is run."""
+    verb, words = split(command)
+    try:
+        VERBS[verb].make_context(verb, words)
+    except typer.BadParameter.__base__ as error:
+        return str(error)
+    return None
 
 
 def overrides(command: str) -> list[str]:
-    return [word for word in arguments(command)[1:] if "=" in word and not word.startswith("-")]
+    return [word for word in split(command)[1][1:] if "=" in word and not word.startswith("-")]
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_name_verbs_and_options_that_exist(command: str) -> None:
-    check_command(command)
+    assert complaint(command) is None
 
 
 @pytest.mark.parametrize(
     "command", ["sft", "sft recipe.yaml --dryrun", "export run --to onnx --out x", "recipes --copy"]
 )
 def test_a_command_that_does_not_parse_is_found(command: str) -> None:
-    with pytest.raises(typer.BadParameter.__base__):
-        check_command(command)
+    assert complaint(command)
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("sft ")])
 def test_overrides_are_settings(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    name = arguments(command)[0]
-    load_recipe(find_recipe("quickstart" if name == "my_recipe.yaml" else name), overrides(command))
+    name = split(command)[1][0]
+    recipe = load_recipe(find_recipe("quickstart" if name == "my_recipe.yaml" else name), overrides(command))
+    settings = recipe.model_dump(mode="json")
+    for key, value in (override.split("=", 1) for override in overrides(command)):
+        assert reduce(getitem, key.split("."), settings) == parse_yaml(value, command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_inline_commands_name_verbs_and_options_that_exist(page: Path) -> None:
     for span in spans(page):
-        if span.startswith("afa "):
-            verb, *words = span.removeprefix("afa ").split()
+        command = span.removeprefix("afa ")
+        if span != command and not any(verb.startswith(f"{command} ") for verb in VERBS):  # nor a group by itself
+            verb, words = split(command)
             options = {option for parameter in VERBS[verb].params for option in parameter.opts}
             assert {word for word in words if word.startswith("-")} <= options, span
 

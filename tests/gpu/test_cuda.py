@@ -59,11 +59,15 @@ def test_a_step_and_a_new_beta_never_wait_for_the_device(tiny_llama, token_ids, 
     layer(hidden).sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            hidden.sum().item()
+        betas = []
         for step in (0, 10, 29, 30):
-            annealer.set_step(step)
-            layer(hidden).sum().backward()
+            betas.append(annealer.set_step(step))
+            layer(hidden).sum().backward()  # raises if anything in it waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert betas == pytest.approx([1.0, 2 / 3, 1 / 30, 0.0])
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

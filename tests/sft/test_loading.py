@@ -16,7 +16,7 @@ from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.recipe import parse_recipe
 from afa_lora.sft.run import run_sft
 from afa_lora.sft.trainer import training_arguments
-from tests.tiny_chat import save_tiny_chat_model
+from tests.tiny_chat import save_tiny_chat_model, without_chat_template
 
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="tests what a machine without a GPU does")
 BFLOAT16 = {"bf16": True, "fp16": False, "use_cpu": True}
@@ -149,11 +149,7 @@ def test_missing_bitsandbytes_is_named(settings: dict[str, Any], monkeypatch: py
 
 
 def test_a_model_without_chat_template_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    for file in Path(settings["model"]).iterdir():
-        if file.name != "chat_template.jinja":
-            (plain / file.name).write_bytes(file.read_bytes())
+    plain = without_chat_template(settings["model"], tmp_path / "plain")
     with pytest.raises(ModelError, match="has no chat template"):
         load_base(parse_recipe({**settings, "model": str(plain)}), silent)
 

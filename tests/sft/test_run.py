@@ -14,6 +14,7 @@ from afa_lora import AfaLoraError
 from afa_lora.models import ModelError
 from afa_lora.sft import RecipeError, SftResult, parse_recipe, run_sft
 from afa_lora.sft import run as run_module
+from tests.tiny_chat import without_chat_template
 
 
 def run(settings: dict[str, Any], **changes: Any) -> SftResult:
@@ -200,11 +201,7 @@ def test_what_a_library_refuses_becomes_one_message(
 
 
 def test_a_model_without_chat_template_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    for file in Path(settings["model"]).iterdir():
-        if file.name != "chat_template.jinja":
-            (plain / file.name).write_bytes(file.read_bytes())
+    plain = without_chat_template(settings["model"], tmp_path / "plain")
     with pytest.raises(ModelError, match="has no chat template"):
         run(settings, model=str(plain))
 

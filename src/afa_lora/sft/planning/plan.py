@@ -26,7 +26,7 @@ from afa_lora.sft.checks import check_optimizer, training_faults
 from afa_lora.sft.folder import RunFolder
 from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision, use_chat_template
 from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
-from afa_lora.sft.planning.shape import shape_model
+from afa_lora.sft.planning.shape import ModelShape, shape_model
 from afa_lora.sft.planning.timing import Speed, measure_speed
 from afa_lora.sft.recipe import Recipe
 from afa_lora.sft.trainer import training_arguments
@@ -82,10 +82,22 @@ class Plan:
 
 @dataclass
 class _Found:
-    """What has been found out so far, and what is wrong."""
+    """What has been found out so far, and what is wrong; what could not be found out stays ``None``."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    precision: Precision | None = None
+    args: SFTConfig | None = None
+    resumes: int | None = None
+    config: PretrainedConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    items: Items | None = None
+    shape: ModelShape | None = None
+    lengths: LengthReport | None = None
+    test_lengths: LengthReport | None = None
+    steps: int = 0
+    per_step: int = 0
+    window: tuple[float, float] | None = None
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -108,63 +120,83 @@ def plan_sft(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
         AfaLoraError: one line for each thing that is wrong.
     """
     found = _Found()
-    args = config = tokenizer = items = lengths = test_lengths = precision = shape = window = resumes = None
-    steps = per_step = 0
+    _check_settings(recipe, found)
+    _read_inputs(recipe, found, report)
+    _work_out(recipe, found)
+    if found.faults:
+        raise AfaLoraError("\n".join(["This recipe cannot be run:", *(f"  {fault}" for fault in found.faults)]))
+    return _plan(recipe, found)
+
+
+def _check_settings(recipe: Recipe, found: _Found) -> None:
+    """What the recipe, the machine and the output folder say by themselves."""
     with found.collect():
-        precision = training_precision(recipe)
-        args = training_arguments(recipe)
+        found.precision = training_precision(recipe)
+        found.args = training_arguments(recipe)
     with found.collect():
-        resumes = _resumes(recipe)
+        found.resumes = _resumes(recipe)
     if recipe.load.quantization:
         with found.collect():
             check_quantization(recipe)
     if recipe.method != "full":
         with found.collect():
             adapter_config(recipe)
+
+
+def _read_inputs(recipe: Recipe, found: _Found, report: Callable[[str], None]) -> None:
+    """The model's config and tokenizer, and the data."""
     with found.collect():
-        config, tokenizer = _find(recipe, found)
+        found.config, found.tokenizer = _find(recipe, found)
     with found.collect():
-        items = load_data(recipe.data, report)
-    if args and config:
+        found.items = load_data(recipe.data, report)
+
+
+def _work_out(recipe: Recipe, found: _Found) -> None:
+    """Shape, lengths and steps, as far as what they need was found."""
+    args, items = found.args, found.items
+    if args and found.config:
         with found.collect():
-            shape = shape_model(recipe, args, config)
-    if args and items and tokenizer:
+            found.shape = shape_model(recipe, args, found.config)
+    if args and items and found.tokenizer:
         with found.collect():
-            lengths = measure_lengths(items.train, tokenizer, args)
+            found.lengths = measure_lengths(items.train, found.tokenizer, args)
         if items.test:
             with found.collect():
-                test_lengths = measure_lengths(items.test, tokenizer, args, "test")
+                found.test_lengths = measure_lengths(items.test, found.tokenizer, args, "test")
     if args:
         found.faults += training_faults(args, items)
     if args and items:
         with found.collect():
-            steps, per_step = _count_steps(args, items, lengths)
-            window = _window(recipe, steps, found)
-            if shape:
-                check_optimizer(args, shape.model, steps)
-    if found.faults:
-        raise AfaLoraError("\n".join(["This recipe cannot be run:", *(f"  {fault}" for fault in found.faults)]))
+            found.steps, found.per_step = _count_steps(args, items, found.lengths)
+            found.window = _window(recipe, found.steps, found)
+            if found.shape:
+                check_optimizer(args, found.shape.model, found.steps)
+
+
+def _plan(recipe: Recipe, found: _Found) -> Plan:
+    """The plan, of what was found without a fault."""
+    args, shape, precision = found.args, found.shape, found.precision
     assert args
-    assert config
+    assert found.config
     assert shape
     assert precision
-    length = _sequence_length(args, config, lengths, found)
+    length = _sequence_length(args, found.config, found.lengths, found)
     step = estimate_step(recipe, args, shape, length)
     return Plan(
         recipe=recipe,
         precision=precision,
         layers=shape.layers,
-        lengths=lengths,
-        test_lengths=test_lengths,
+        lengths=found.lengths,
+        test_lengths=found.test_lengths,
         length=length,
-        steps=steps,
-        per_step=per_step,
+        steps=found.steps,
+        per_step=found.per_step,
         processes=PartialState().num_processes,
-        window=window,
+        window=found.window,
         step=step,
         accumulation=args.gradient_accumulation_steps,
         speed=measure_speed(step.work, precision.device),
-        resumes=resumes,
+        resumes=found.resumes,
         notes=tuple(found.notes),
     )
 
