@@ -23,7 +23,7 @@ def write(folder: Path, settings: dict[str, Any] | str) -> Path:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_the_project_is_valid(path: Path) -> None:
-    load_recipe(path)
+    assert load_recipe(path).model_fields_set == yaml.safe_load(path.read_text(encoding="utf-8")).keys()
 
 
 def test_overrides_reach_every_depth_and_are_typed_as_in_yaml(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_dumped_recipe_reads_back_equal(settings: dict[str, Any], tmp_path: Path
         ("train.packing=perhaps", "train.packing = 'perhaps': it must be true or false."),
         ("load.dtype=bf16", "load.dtype = 'bf16': it must be 'auto', .* Did you mean 'bfloat16'?"),
         ("load.quantization=3bit", "load.quantization = '3bit': it must be '4bit' or '8bit'."),
-        ("data.source=web", "data.source = 'web': it must be 'reasoning-gym', 'file' or 'hub'."),
+        ("data.source=web", "data.source = 'web': it must be 'reasoning-gym', 'file', 'hub' or 'commonsense'."),
         ("data.trian=x", "data.trian: no such key. Did you mean 'train'?"),
         ("data.test_items=-1", "data.test_items = -1: it must be greater than or equal to 0"),
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens = 0: it must be greater than 0"),

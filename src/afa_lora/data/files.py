@@ -142,7 +142,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
         found = _array_items(text)
     else:
         _refuse_one_object(text)
-        found = _lines(text)
+        found = json_lines(text)
     return ((f"line {line}", record) for line, record in found)
 
 
@@ -158,7 +158,8 @@ def _refuse_one_object(text: str) -> None:
     raise _Malformed(line, f"one JSON object over several lines; give a list of records, [...]{list_hint(whole)}")
 
 
-def _lines(text: str) -> Iterator[tuple[int, Any]]:
+def json_lines(text: str) -> Iterator[tuple[int, Any]]:
+    """Decode JSON lines: each that is not empty, with its number from 1; or the `DataError` of one that cannot be."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:

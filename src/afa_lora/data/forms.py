@@ -83,7 +83,7 @@ def read_records(
         left_out += reading.left_out
         unused |= dict.fromkeys(_unused(record, FORMS[reading.form]))
     if faults:
-        raise DataError(_all_faults(origin, faults))
+        raise DataError(all_faults(origin, faults))
     renamed = "".join(f", {old} read as {new}" for new, old in source.columns.items())
     how = " and ".join(counted(count, f"record(s) as {form}") for form, count in forms.items()) or "0 records"
     ignored = f"; not used: {', '.join(unused)}" if unused else ""
@@ -96,7 +96,7 @@ def _unused(record: Mapping[str, Any], form: _Form) -> Iterable[str]:
     return (column for column, value in record.items() if column not in used and value is not None)
 
 
-def _all_faults(origin: str, faults: list[tuple[str, str]]) -> str:
+def all_faults(origin: str, faults: list[tuple[str, str]]) -> str:
     """What is wrong with the rows; those of the first few with the same fault share a line."""
     if len(faults) == 1:
         return f"{origin}, {faults[0][0]}: {faults[0][1]}"
@@ -210,7 +210,7 @@ def _prompt_completion(record: Mapping[str, Any], left_out: Counter[str]) -> lis
 
 def _instruction(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn]:
     request = _text("instruction", record["instruction"])
-    context = "" if record.get("input") is None else _unicode("input", record["input"])
+    context = "" if record.get("input") is None else unicode_text("input", record["input"])
     content = f"{request}\n\n{context}" if context.strip() else request
     return [([{"role": "user", "content": content}], _text("output", record["output"]))]
 
@@ -277,12 +277,12 @@ def _with_system(messages: list[Message], system: str | None) -> tuple[Message, 
 
 
 def _text(column: str, value: Any) -> str:
-    if not _unicode(column, value).strip():
+    if not unicode_text(column, value).strip():
         raise DataError(f"{column!r} is empty.")
     return str(value)
 
 
-def _unicode(column: str, value: Any) -> str:
+def unicode_text(column: str, value: Any) -> str:
     """The value, which must be a text that can be written as UTF-8: JSON may hold one half of a surrogate pair."""
     if not isinstance(value, str):
         raise DataError(f"{column!r} must be a text, not {_kind(value)}.")
@@ -303,7 +303,7 @@ def _messages(column: str, value: Any, role: str = "role", content: str = "conte
                 f"but {column}[{index}] is {str(message)[:80]}."
             )
         for key in (role, content):
-            _unicode(f"{column}[{index}].{key}", message[key])
+            unicode_text(f"{column}[{index}].{key}", message[key])
     return [{"role": message[role], "content": message[content]} for message in value]
 
 

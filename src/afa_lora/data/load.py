@@ -1,4 +1,4 @@
-"""Three kinds of source, one result. What is read, and what is left out of it, is said."""
+"""Four kinds of source, one result. What is read, and what is left out of it, is said."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 
+from afa_lora.data.commonsense import CommonsenseItem, read_mix, read_mix_file, read_tests
 from afa_lora.data.files import read_files
 from afa_lora.data.hub import read_split
-from afa_lora.data.records import DataError, Items, Record, Sample, counted, leaving_out
-from afa_lora.data.sources import FileData, HubData, TaskData
+from afa_lora.data.records import DataError, Items, Record, Sample, counted, fingerprint, leaving_out
+from afa_lora.data.sources import CommonsenseData, DataSource, FileData, HubData, TaskData
 from afa_lora.data.tasks import make_samples
 
 TEST_ITEMS = 100  # as many at most where data.test_items is not given
@@ -17,7 +18,7 @@ UNSET = " (data.test_items is not set)"
 TEST_SEED_OFFSET = 1_000_003  # keeps a task's test items away from the train items of nearby seeds
 
 
-def load_data(source: TaskData | FileData | HubData, report: Callable[[str], None] = print) -> Items:
+def load_data(source: DataSource, report: Callable[[str], None] = print) -> Items:
     """Load the training and test items that a recipe asks for.
 
     Args:
@@ -29,6 +30,8 @@ def load_data(source: TaskData | FileData | HubData, report: Callable[[str], Non
     """
     if isinstance(source, TaskData):
         return _from_task(source, report)
+    if isinstance(source, CommonsenseData):
+        return _from_commonsense(source, report)
     if isinstance(source, FileData):
         train = read_files(source.train, source, report)
         test = read_files(source.test, source, report) if source.test else None
@@ -49,6 +52,28 @@ def _from_task(source: TaskData, report: Callable[[str], None]) -> Items:
     items = counted(len(train), "item(s)")
     report(f"{source.task}: {items} to train on and {len(test)} to test on, made with seed {source.seed}.")
     return Items(train, test)
+
+
+def _from_commonsense(source: CommonsenseData, report: Callable[[str], None]) -> Items:
+    if source.file is not None:
+        mix = read_mix_file(source.file, source.folder, report)
+    else:
+        mix = read_mix(source.folder, source.tasks, report)
+    tests = read_tests(source.folder, source.tasks, source.test_items, report) if source.test_items else []
+    random.Random(source.seed).shuffle(mix)
+    train = _cut([_to_sample(item, source.system) for item in mix], source.train_items)
+    items = Items(train, [_to_sample(item, source.system) for item in tests])
+    cut = {f"training item(s) beyond data.train_items={source.train_items}": len(mix) - len(train)}
+    order = f"shuffled with seed {source.seed}, fingerprint {fingerprint(train)}"
+    report(f"{_sizes(items)}, {order}{leaving_out(cut)}.")
+    return items
+
+
+def _to_sample(item: CommonsenseItem, system: str | None) -> Sample:
+    user = {"role": "user", "content": item.instruction}
+    prompt = (user,) if system is None else ({"role": "system", "content": system}, user)
+    entry = {"task": item.task, "index": item.index, "answer": item.answer, "choices": item.choices}
+    return Sample(prompt, item.output, entry)
 
 
 def _keep_apart(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from afa_lora.settings.section import Section
 
@@ -70,5 +70,33 @@ class HubData(RecordData):
     a prompt with them."""
 
 
-DataSource = Annotated[TaskData | FileData | HubData, Field(discriminator="source")]
-"""The ``data`` section of a recipe; ``source`` says which of the three it is."""
+class CommonsenseData(_Source):
+    """The eight commonsense tasks in the form of LLM-Adapters, from a folder, a file or the hub. Train items that are
+    also in a test set are left out."""
+
+    source: Literal["commonsense"]
+    folder: Path | None = None
+    """The folder of the tasks: ``<task>/train.json`` and ``<task>/test.json``, or the original files. Without it and
+    ``file``: the hub's original data sets."""
+    file: Path | None = None
+    """Train on this file, ``commonsense_170k.json`` or one of that form; ``folder`` then has the test sets."""
+    tasks: list[str] | None = None
+    """The tasks' names, such as ``ARC-Easy``; unless given, all whose train set is there."""
+    train_items: PositiveInt | None = None
+    """Take only so many training items, of all tasks together, drawn with ``seed``."""
+    test_items: NonNegativeInt = 0
+    """How many items of each task to test on, drawn from its test set by a fixed seed; ``afa eval`` tests on all."""
+    seed: int = 0
+    """The order of the training items."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> CommonsenseData:
+        if self.file is not None and self.tasks is not None:
+            raise ValueError("tasks is for a folder or the hub: the items of a file do not say their task")
+        if self.file is not None and self.folder is None and self.test_items:
+            raise ValueError("test_items beside a file needs a folder, which has the test sets")
+        return self
+
+
+DataSource = Annotated[TaskData | FileData | HubData | CommonsenseData, Field(discriminator="source")]
+"""The ``data`` section of a recipe; ``source`` says which of the four it is."""

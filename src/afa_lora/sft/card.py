@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from peft import LoraConfig, PeftConfig
 
 from afa_lora import AfaLoraConfig, Schedule
-from afa_lora.data import FileData, HubData, Items
+from afa_lora.data import CommonsenseData, FileData, HubData, Items
+from afa_lora.data.commonsense import TASKS
 from afa_lora.evaluation import Accuracy
 from afa_lora.files import write_atomic
 from afa_lora.models import EMBEDDED
@@ -114,6 +115,8 @@ def _anneal(recipe: Recipe, config: PeftConfig | None, steps: int) -> dict[str, 
 def _source(recipe: Recipe) -> str:
     if isinstance(recipe.data, HubData):
         return recipe.data.name
+    if isinstance(recipe.data, CommonsenseData):
+        return f"commonsense: {recipe.data.file.name if recipe.data.file else ', '.join(recipe.data.tasks or TASKS)}"
     return Path(recipe.data.train).name if isinstance(recipe.data, FileData) else f"reasoning-gym {recipe.data.task}"
 
 
