@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -96,10 +97,18 @@ def generate(name: str) -> str:
 
 def command_line() -> str:
     """The help of `afa` and of every verb, as the terminal shows it."""
-    verbs = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
     parts = [f"```text\n{_help()}\n```"]
-    parts += [f"## afa {verb}\n\n```text\n{_help(verb)}\n```" for verb in verbs]
+    parts += [f"## afa {' '.join(verb)}\n\n```text\n{_help(*verb)}\n```" for verb in _verbs(app)]
     return "\n\n".join(parts)
+
+
+def _verbs(level: typer.Typer, *path: str) -> Iterator[tuple[str, ...]]:
+    for command in level.registered_commands:
+        if command.callback:
+            yield (*path, str(command.callback.__name__))
+    for group in level.registered_groups:
+        if group.typer_instance:
+            yield from _verbs(group.typer_instance, *path, str(group.name))
 
 
 def _help(*verb: str) -> str:

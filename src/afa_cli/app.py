@@ -10,8 +10,12 @@ import typer
 from afa_cli.adapters import inspect, merge
 from afa_cli.chat import chat
 from afa_cli.errors import EXTRA, MissingExtraError, user_errors
+from afa_cli.evaluation import eval_app
 from afa_cli.export import export
+from afa_cli.harness import harness
 from afa_cli.recipes import recipes
+from afa_cli.report import report
+from afa_cli.reproduce import reproduce
 from afa_cli.schedule import schedule
 from afa_cli.training import demo, sft
 
@@ -40,8 +44,10 @@ def _options(
     pass
 
 
-for verb in (sft, recipes, chat, export, merge, inspect, schedule, demo):
+for verb in (sft, recipes, chat, export, merge, inspect, schedule, reproduce, report, demo):
     app.command()(verb)
+eval_app.command()(harness)
+app.add_typer(eval_app, name="eval")
 
 
 def run() -> None:

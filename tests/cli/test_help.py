@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Afa
 
-VERBS = ("sft", "recipes", "chat", "export", "merge", "inspect", "schedule", "demo")
+VERBS = ("sft", "recipes", "chat", "export", "merge", "inspect", "schedule", "reproduce", "report", "eval", "demo")
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "matplotlib", "numpy", "pydantic", "afa_lora")
 
 PROGRAM = """

@@ -1,17 +1,19 @@
-"""Greedy answers in batches: left padding, prompts of like length together, shared out over the processes."""
+"""Answers in batches: left padding, prompts of like length together, shared out over the processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from afa_lora.data.records import Message
 
 
-@torch.no_grad()  # not inference_mode: what FSDP2 gathers in it can never be trained with
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -39,27 +41,112 @@ def generate_answers(
     """
     texts = [tokenizer.apply_chat_template(list(p), tokenize=False, add_generation_prompt=True) for p in prompts]
     token_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(token_ids[i]))  # the largest batch fails first
+    ranks = dist.get_world_size() if _in_group() else 1
+    answers: dict[int, str] = {}
+    with evaluating(model):
+        for batch in longest_first([len(ids) for ids in token_ids], batch_size * ranks):
+            given = generate_batch(model, tokenizer, [token_ids[i] for i in batch], max_new_tokens=max_new_tokens)
+            answers |= zip(batch, given, strict=True)
+            advance(len(batch))
+    return [answers[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()  # not inference_mode: what FSDP2 gathers in it can never be trained with
+def generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    beams: int = 1,
+    done: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Answer prompts together; the arguments are those of `generate_answers`, and prompts are given in tokens.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: for the special tokens, and to decode.
+        token_ids: the prompts.
+        max_new_tokens: longest answer, in tokens.
+        beams: 1 takes the most likely token each time; more search with so many beams.
+        done: says of an unfinished answer that nothing which may follow matters; it is not generated then. Without
+            beams only.
+    """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    numbers = range(len(token_ids))
+    chosen = numbers[rank::ranks] or numbers[:1]  # a rank without a prompt keeps step with the others
+    batch = _left_padded([token_ids[i] for i in chosen], _pad_token(tokenizer), model.device)
+    start = batch["input_ids"].shape[1]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": beams}
+    options["repetition_penalty"] = 1.0  # some models bring one for their conversations
+    if done is not None:
+        options["stopping_criteria"] = StoppingCriteriaList([_Done(tokenizer, start, done)])
     if _is_sharded(model):
         options["synced_gpus"] = True  # every forward gathers weights: all ranks must take equally many steps
-    answers: dict[int, str] = {}
+    generated = model.generate(**batch, **options, pad_token_id=_pad_token(tokenizer))  # type: ignore[operator]
+    texts = _decoded(tokenizer, generated[:, start:])  # (batch, ≤ max_new_tokens)
+    answers = _gathered({i: text.strip() for i, text in zip(chosen, texts, strict=True)})
+    return [answers[i] for i in numbers]
+
+
+def longest_first(lengths: Sequence[int], items: int | None, tokens: int | None = None) -> list[list[int]]:
+    """Put items of like length together, the longest first: what does not fit into memory fails at once.
+
+    Args:
+        lengths: of the items, in tokens.
+        items: of a batch; ``None`` takes as many as have ``tokens`` together, padding included, but at least one.
+        tokens: of a batch, where ``items`` is ``None``.
+
+    Returns:
+        batches of positions in ``lengths``.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        room = items or max(1, (tokens or 0) // lengths[batches[-1][0]]) if batches else 0
+        if not batches or len(batches[-1]) >= room:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Have ``model`` in evaluation mode inside the block."""
     was_training = model.training
     model.eval()
-    for start in range(0, len(prompts), batch_size * ranks):
-        together = longest_first[start : start + batch_size * ranks]
-        chosen = together[rank::ranks] or together[:1]  # a rank without a prompt keeps step with the others
-        batch = tokenizer.pad({"input_ids": [token_ids[i] for i in chosen]}, padding_side="left", return_tensors="pt")
-        batch = batch.to(model.device)  # (batch, longest prompt)
-        generated = model.generate(**batch, **options)  # type: ignore[operator]
-        new_tokens = generated[:, batch["input_ids"].shape[1] :]  # (batch, ≤ max_new_tokens)
-        decoded = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        answers |= {i: answer.strip() for i, answer in zip(chosen, decoded, strict=True)}
-        advance(len(together))
-    model.train(was_training)
-    answers = _gathered(answers)
-    return [answers[i] for i in range(len(prompts))]
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class _Done(StoppingCriteria):
+    """Ends an answer when ``done`` says so of its text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, done: Callable[[str], bool]) -> None:
+        self._tokenizer, self._start, self._done = tokenizer, start, done
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        texts = _decoded(self._tokenizer, input_ids[:, self._start :])
+        return torch.tensor([self._done(text) for text in texts], device=input_ids.device)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, token_ids: Tensor) -> list[str]:
+    return tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any token pads what is masked; after the end of an answer one that is not shown does."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def _left_padded(token_ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    longest = max(map(len, token_ids))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in token_ids])
+    lengths = torch.tensor([len(row) for row in token_ids])
+    mask = torch.arange(longest) >= longest - lengths[:, None]
+    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}  # (batch, longest prompt)
 
 
 def _in_group() -> bool:

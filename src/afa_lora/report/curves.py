@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from afa_lora.files import write_atomic
 
 BETA = "afa/beta"
 DOTS_PER_INCH = 150
+# An SVG inside a page takes its colours from the page, whose style sheet knows light from dark. While it is drawn,
+# these stand for the text, for the shade of an annealing window and for the lines.
+INK, SHADE = "#0000ff", "#0000fe"
+LINES = tuple(f"#0000{number:02x}" for number in range(16, 25))
+CSS_COLOURS = {INK: "currentColor", SHADE: "var(--shade)"} | {c: f"var(--line-{i})" for i, c in enumerate(LINES)}
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1))  # in turn, once the colours are used up
+SMOOTHED = 50  # a line of an SVG has no more bends than that
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,72 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         panels[1].set(ylabel="β", ylim=(-0.05, 1.05))
     panels[-1].set_xlabel("optimizer step")
     save_figure(figure, path)
+
+
+def mean_curve(name: str, curves: Sequence[Curve]) -> Curve:
+    """The mean over seeds at the steps that all of them logged; β is that of the first, being the same for all."""
+    losses = [dict(curve.loss) for curve in curves]
+    steps = [step for step, _ in curves[0].loss if all(step in loss for loss in losses)]
+    means = tuple((step, sum(loss[step] for loss in losses) / len(losses)) for step in steps)
+    return Curve(name, means, curves[0].beta)
+
+
+def smoothed(points: Sequence[tuple[int, float]], bends: int = SMOOTHED) -> list[tuple[float, float]]:
+    """The means of successive points, so many together that ``bends`` or fewer are left: (mean step, mean value)."""
+    size = -(-len(points) // bends) or 1
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def loss_svg(curves: Sequence[Curve], styles: Sequence[int]) -> str:
+    """The losses as inline SVG, smoothed, each curve in the line style of its number; annealing windows are shaded."""
+    return _svg([smoothed(curve.loss) for curve in curves], styles, curves, "training loss (nats per token)")
+
+
+def beta_svg(curves: Sequence[Curve], styles: Sequence[int]) -> str:
+    """β as inline SVG, in the same way."""
+    return _svg([curve.beta for curve in curves], styles, curves, "β")
+
+
+def line_style(number: int) -> tuple[str, tuple[float, ...]]:
+    """The colour of a line, as the page's style sheet names it, and its dashes; different for 36 numbers."""
+    colour, dashes = LINES[number % len(LINES)], DASHES[number // len(LINES) % len(DASHES)]
+    return CSS_COLOURS[colour], dashes
+
+
+def _svg(
+    lines: Sequence[Sequence[tuple[float, float]]], styles: Sequence[int], curves: Sequence[Curve], y_label: str
+) -> str:
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": y_label, "font.size": 11}):
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for start, end in sorted({curve.window for curve in curves if curve.window}):
+            axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0)
+        for line, style in zip(lines, styles, strict=True):
+            (drawn,) = axes.plot(*zip(*line, strict=True), color=LINES[style % len(LINES)], linewidth=1.6)
+            if dashes := line_style(style)[1]:
+                drawn.set_dashes(dashes)
+        axes.set_xlabel("optimizer step", color=INK)
+        axes.set_ylabel(y_label, color=INK)
+        axes.tick_params(colors=INK)
+        axes.margins(x=0.01)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["bottom", "left"]].set_color(INK)
+        for patch in (figure.patch, axes.patch):
+            patch.set_visible(False)  # the page's background is the figure's
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", metadata=metadata)
+    return _inlined(content.getvalue())
+
+
+def _inlined(svg: str) -> str:
+    """An SVG without what only a file of its own needs, in the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)  # it would style the page
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every figure has the same ones
+    return re.sub("#0000[0-9a-f]{2}", lambda match: CSS_COLOURS[match[0]], svg)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What the numbers of a study say, in sentences made by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from afa_lora.evaluation.statistics import SIGNIFICANCE
+from afa_lora.report.tables import p_value, points, points_interval
+
+Arm = Mapping[str, Any]
+Comparison = Mapping[str, Any]
+
+
+def outcome(numbers: Mapping[str, Any]) -> list[str]:
+    """The findings, the most important one first; the argument is that of `study_numbers`, but for these.
+
+    An arm counts as better or worse than its baseline if the paired test over the items says so at 5 %, adjusted for
+    the number of arms, and if, with two seeds or more, Student's interval over the seeds leaves 0 out as well.
+    """
+    arms = numbers["arms"]
+    if numbers["artifact"] is None:
+        return ["Runs on their own: they are listed, not compared."]
+    if not any(arm["accuracy"] for arm in arms):
+        return ["Nothing is evaluated yet, so there is nothing to compare.", *_unfinished(arms)]
+    sentences: list[str] = []
+    for family in ("lora", "dora"):
+        group = [arm for arm in arms if arm["family"] == family]
+        sentences += _family(group) if any(arm["accuracy"] for arm in group) else []
+    sentences += [_full(arm) for arm in arms if arm["family"] == "full" and arm["comparison"]]
+    return sentences + _seeds(numbers) + _unfinished(arms)
+
+
+def _family(group: Sequence[Arm]) -> list[str]:
+    """What AFA does in one family."""
+    compared = [arm for arm in group if arm["comparison"]]
+    kind = {"lora": "LoRA", "dora": "DoRA"}[group[0]["family"]]
+    if not compared:
+        missing = "AFA arm" if any(arm["method"] == arm["family"] and arm["accuracy"] for arm in group) else "baseline"
+        return [f"{kind}: no {missing} is finished, so there is nothing to compare."]
+    clear = [arm for arm in compared if _is_clear(arm["comparison"])]
+    better = [arm for arm in clear if arm["comparison"]["difference"] > 0]
+    worse = [arm for arm in clear if arm not in better]
+    unsure = [arm for arm in compared if _differs_on_items(arm["comparison"]) and arm not in clear]
+    sentences = [_clear(word, some, compared, kind) for word, some in (("better", better), ("worse", worse)) if some]
+    if not clear:
+        largest = max(compared, key=lambda arm: abs(arm["comparison"]["difference"]))
+        if len(compared) == 1:
+            sentences.append(f"{largest['name']} does not differ clearly from {kind}: {_difference(largest)}.")
+        else:
+            sentences.append(
+                f"None of the {len(compared)} AFA-{kind} arms differs clearly from {kind}: the largest difference is "
+                f"that of {largest['name']}, {_difference(largest)}."
+            )
+    if unsure:
+        sentences.append(_unsure(unsure, kind))
+    return sentences
+
+
+def _clear(word: str, some: Sequence[Arm], compared: Sequence[Arm], kind: str) -> str:
+    if len(some) > 1:
+        return f"{len(some)} of {len(compared)} AFA-{kind} arms are {word} than {kind}: {_named(some)}."
+    if len(compared) > 1:
+        return f"1 of {len(compared)} AFA-{kind} arms is {word} than {kind}: {some[0]['name']}, {_difference(some[0])}."
+    return f"{some[0]['name']} is {word} than {kind}: {_difference(some[0])}."
+
+
+def _unsure(some: Sequence[Arm], kind: str) -> str:
+    return (
+        f"On these test items {_named(some)} {'does' if len(some) == 1 else 'do'} differ from {kind}, but the interval "
+        "over the seeds holds 0: other seeds may show otherwise."
+    )
+
+
+def _full(arm: Arm) -> str:
+    comparison = arm["comparison"]
+    if _is_clear(comparison):
+        word = "better" if comparison["difference"] > 0 else "worse"
+        return f"{arm['name']} is {word} than {comparison['baseline']}: {_difference(arm)}."
+    if _differs_on_items(comparison):
+        return _unsure([arm], comparison["baseline"])
+    return f"{arm['name']} does not differ clearly from {comparison['baseline']}: {_difference(arm)}."
+
+
+def _differs_on_items(comparison: Comparison) -> bool:
+    return bool(comparison["p_adjusted"] < SIGNIFICANCE)
+
+
+def _is_clear(comparison: Comparison) -> bool:
+    interval = comparison["seed_interval_95"]
+    return _differs_on_items(comparison) and (interval is None or interval[0] > 0 or interval[1] < 0)
+
+
+def _difference(arm: Arm) -> str:
+    """``+1.20 points (95 % interval …, p = …)``."""
+    comparison = arm["comparison"]
+    parts = [f"95 % interval over items {points_interval(comparison['interval_95'])}"]
+    if comparison["seed_interval_95"]:
+        parts.append(f"over {len(comparison['seeds'])} seeds {points_interval(comparison['seed_interval_95'])}")
+    adjusted = " adjusted" if comparison["p_adjusted"] != comparison["p_value"] else ""
+    parts.append(f"{adjusted.strip()} p {p_value(comparison['p_adjusted'])}".strip())
+    return f"{points(comparison['difference'])} points ({', '.join(parts)})"
+
+
+def _named(arms: Iterable[Arm]) -> str:
+    """The arms with their differences, the largest first."""
+    ordered = sorted(arms, key=lambda arm: -abs(arm["comparison"]["difference"]))
+    return ", ".join(f"{arm['name']} ({points(arm['comparison']['difference'])} points)" for arm in ordered)
+
+
+def _seeds(numbers: Mapping[str, Any]) -> list[str]:
+    if len(numbers["seeds"]) > 1:
+        return []
+    return [
+        "There is one seed: the intervals are over test items, and say nothing of what another training would give."
+    ]
+
+
+def _unfinished(arms: Sequence[Arm]) -> list[str]:
+    missing = [arm for arm in arms if arm["unfinished"]]
+    if not missing:
+        return []
+    names = ", ".join(arm["name"] for arm in missing)
+    return [f"Not finished: {len(missing)} of {len(arms)} arms ({names})."]

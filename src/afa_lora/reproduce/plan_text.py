@@ -1,0 +1,130 @@
+"""The plan of an experiment, for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from afa_lora.reproduce.plan import ExperimentPlan, Rows
+from afa_lora.sft import Recipe
+
+GIB = 2**30
+NONE = "–"
+NARROW: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "pad_edge": False}  # 80 columns are enough
+
+
+def print_plan(plan: ExperimentPlan, console: Console) -> None:
+    """Print what all arms share, the arms, what they take, and what those numbers rest on."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{plan.experiment.suite.title}\n{plan.experiment.suite.paper}\n")
+    for name, text in _shared(plan):
+        say(f"{name:<12}{text}")
+    console.print(_arms(plan))
+    console.print(_costs(plan))
+    for note in _notes(plan):
+        say(note)
+    say("What differs from the paper:")
+    for deviation in plan.experiment.scale.deviations:
+        say(f"- {deviation}")
+
+
+def _shared(plan: ExperimentPlan) -> Iterator[tuple[str, str]]:
+    experiment = plan.experiment
+    scale = experiment.scale
+    yield "scale", experiment.scale_name
+    yield "model", scale.model
+    yield "data", _listed(experiment.jobs[0].recipe.data.model_dump(exclude_unset=True))
+    yield "load", _listed(scale.load.model_dump(exclude_unset=True))
+    yield "adapter", _listed(scale.adapter)
+    yield "train", _listed({key: value for key, value in scale.train.items() if key != "learning_rate"})
+    for method in plan.costs:
+        own = scale.changes(method).model_dump(exclude_unset=True)
+        if own:
+            yield f"  {method}", "; ".join(f"{section}: {_listed(values)}" for section, values in own.items())
+    yield "evaluate", _listed(scale.evaluate.model_dump(exclude_unset=True))
+    yield "seeds", ", ".join(map(str, experiment.seeds))
+    done = sum(job.done for job in experiment.jobs)
+    yield "output", f"{experiment.folder}: {done} of {len(experiment.jobs)} runs are done"
+
+
+def _arms(plan: ExperimentPlan) -> Table:
+    table = Table("arm", "method", "placement", "activation", "β falls", "learning rate", **NARROW)
+    for column in table.columns[:5]:
+        column.no_wrap = True
+    for name, recipe in plan.experiment.arms.items():
+        rate = recipe.train.get("learning_rate")
+        table.add_row(name, recipe.method, *_annealing(recipe), NONE if rate is None else f"{rate:g}")
+    return table
+
+
+def _annealing(recipe: Recipe) -> tuple[str, str, str]:
+    """Placement, activation, and how and when β falls."""
+    anneal = recipe.anneal
+    if not recipe.anneals:
+        return NONE, NONE, NONE
+    return anneal.placement, anneal.activation, f"{anneal.schedule} {_window(anneal.anneal_start, anneal.anneal_end)}"
+
+
+def _window(*bounds: float) -> str:
+    return "–".join(f"step {bound}" if isinstance(bound, int) else f"{bound:.0%}" for bound in bounds)
+
+
+def _costs(plan: ExperimentPlan) -> Table:
+    """What one training by each method takes, and all of them together."""
+    devices = [*next(iter(plan.costs.values())).hours]
+    tokens = "tokens" if _rows(plan).measured else "tokens at most"
+    table = Table(
+        "method", "trainings", "steps", tokens, "memory", *(f"hours, {device}" for device in devices), box=SIMPLE
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    trainings: Counter[str] = Counter(job.recipe.method for job in plan.experiment.jobs)
+    for method, cost in plan.costs.items():
+        times = [_time(cost.hours[device]) for device in devices]
+        memory = f"{cost.memory / GIB:,.1f} GiB"
+        table.add_row(method, str(trainings[method]), f"{cost.steps:,}", f"{cost.tokens:,}", memory, *times)
+    table.add_section()
+    table.add_row("all", str(trainings.total()), "", "", "", *(_time(plan.hours(device)) for device in devices))
+    return table
+
+
+def _notes(plan: ExperimentPlan) -> Iterator[str]:
+    rows = _rows(plan)
+    if rows.measured:
+        yield f"Tokens: {rows.count:,} items measured, {rows.tokens / rows.count:,.0f} tokens on average."
+    else:
+        yield (
+            f"Tokens: {rows.count:,} items, each counted with the {rows.longest} tokens of train.max_length; they are "
+            "not measured without the data (--data) and the model's tokenizer."
+        )
+    yield "Memory: estimated for one device and its longest batch; a GPU takes some more for its context."
+    yield (
+        f"Time: estimated for one device and one training, {plan.speed}. The evaluation comes on top. Several GPUs "
+        "share the trainings out."
+    )
+
+
+def _rows(plan: ExperimentPlan) -> Rows:
+    return next(iter(plan.costs.values())).rows
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_shown(value)}" for key, value in settings.items()) or "the defaults"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,76 @@
+"""``study.json``: what a folder holds, so that nothing of another kind is mixed in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from filelock import FileLock
+
+from afa_lora.files import remove_leftovers, write_atomic
+from afa_lora.reproduce.jobs import Experiment
+from afa_lora.reproduce.study import STUDY, StudyError
+
+HARMLESS = {"title", "paper", "deviations", "seeds", "arms"}  # words, and what a folder may grow by
+HARMLESS_EVALUATION = {"batch_size"}
+
+
+def record(experiment: Experiment) -> None:
+    """Write ``study.json``; arms and seeds that an earlier start has asked for stay in it.
+
+    Raises:
+        StudyError: the folder holds another study, or files of something else.
+    """
+    path = experiment.folder / STUDY
+    used = any(experiment.folder.glob("[!.]*"))  # looked at first: another process may be starting too
+    if used and not path.is_file():
+        raise StudyError(f"{experiment.folder} holds files of something else. Choose another folder (--out).")
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(experiment.folder / ".lock"):
+        remove_leftovers(experiment.folder)
+        present = _present(experiment)
+        if path.is_file():
+            present = _with_earlier(experiment, present, json.loads(path.read_text(encoding="utf-8")))
+        write_atomic(path, json.dumps(present, indent=2, ensure_ascii=False) + "\n")
+
+
+def _present(experiment: Experiment) -> dict[str, Any]:
+    evaluate = experiment.evaluate.model_dump(mode="json", exclude={*HARMLESS_EVALUATION})
+    return {**experiment.describe().model_dump(mode="json"), "evaluate": evaluate}
+
+
+def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The arms and seeds of both, in the suite's order.
+
+    Raises:
+        StudyError: something else than arms and seeds differs.
+    """
+    arms = {arm["name"]: arm for arm in earlier["arms"]}
+    order = experiment.suite.arm_names
+    changes = [*_differences(earlier, present, HARMLESS)]
+    changes += [f"arm {name!r}: it is not among the arms any more" for name in arms if name not in order]
+    for arm in present["arms"]:
+        if arm["name"] in arms:
+            changes += [f"{arm['name']}: {line}" for line in _differences(arms[arm["name"]], arm, {"paper"})]
+    if changes:
+        raise StudyError(
+            "\n  ".join([f"{experiment.folder} holds another study. There it is, here it is:", *changes])
+            + "\nChoose another folder (--out), or give the same settings again to go on."
+        )
+    arms |= {arm["name"]: arm for arm in present["arms"]}
+    return {
+        **present,
+        "seeds": sorted({*earlier["seeds"], *present["seeds"]}),
+        "arms": sorted(arms.values(), key=lambda arm: order.index(arm["name"])),
+    }
+
+
+def _differences(old: Any, new: Any, ignored: set[str], key: str = "") -> Iterator[str]:
+    """Where two nested settings differ: the dotted key, the old and the new value."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys([*old, *new]):
+            if name not in ignored:
+                yield from _differences(old.get(name), new.get(name), set(), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key}: {old!r} → {new!r}"

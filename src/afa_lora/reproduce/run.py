@@ -1,0 +1,201 @@
+"""Run the arms of an experiment one after the other: each is an ordinary `run_sft`, then an evaluation.
+
+Any number of processes may do so in the same folder: each takes the next arm that nobody holds.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from afa_lora.core.errors import AfaLoraError
+from afa_lora.data.commonsense import CommonsenseItem, read_tests
+from afa_lora.evaluation.commonsense import evaluate_commonsense
+from afa_lora.evaluation.commonsense.run import EvaluationStopped
+from afa_lora.evaluation.loading import load_evaluated
+from afa_lora.files import remove_leftovers, write_atomic
+from afa_lora.report.curves import mean_curve, plot_curves
+from afa_lora.report.tables import terminal_table
+from afa_lora.reproduce.jobs import Experiment, Job
+from afa_lora.reproduce.record import record
+from afa_lora.reproduce.report import make_report
+from afa_lora.reproduce.study import RESULTS, read_study
+from afa_lora.running.stopping import terminable
+from afa_lora.sft import run_sft
+from afa_lora.sft.failures import RunStopped
+from afa_lora.sft.loading import training_precision
+
+LOCK, REPORT_LOCK = ".lock", ".report.lock"
+PAGE, TABLE = "report.html", "table.md"
+FAILURE = "failure.json"
+
+
+def run_experiment(experiment: Experiment, console: Console | None = None) -> dict[str, str]:
+    """Train and evaluate every arm with every seed, as far as that is not done, and report.
+
+    A part that is done is skipped, one that was interrupted goes on. An arm that fails is told and the others go on. Of
+    several processes that call this with the same folder each takes the next arm that nobody holds; the last one to
+    end reports on all.
+
+    Args:
+        experiment: from `load_experiment`.
+        console: where progress goes; standard output unless given.
+
+    Returns:
+        what has failed here, and why.
+
+    Raises:
+        StudyError: the folder holds another study.
+        DataError: the test items cannot be read.
+        RunStopped, EvaluationStopped: Ctrl-C or SIGTERM.
+    """
+    record(experiment)
+    runner = _Runner(experiment, console or Console())
+    try:
+        with terminable():
+            runner.run_all()
+    except KeyboardInterrupt:
+        raise RunStopped("Interrupted. The same command again goes on where it was.") from None
+    _report(experiment, runner.console)
+    return runner.failures
+
+
+@dataclass
+class _Runner:
+    """The arms of one process."""
+
+    experiment: Experiment
+    console: Console
+    failures: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    def run_all(self) -> None:
+        """Take jobs until none is left that nobody holds."""
+        left = list(self.experiment.jobs)
+        if not all(job.done for job in left):
+            self.say(f"{len(self.tests):,} test items.")  # before anything is trained: they may not be there
+        while taken := [job for job in left if self.take(job)]:
+            left = [job for job in left if job not in taken]
+        for job in left:
+            self.say(f"{job}: another process is at it.")
+        if self.failures:  # whoever has launched the processes together would end the others with the first that fails
+            for job in left:
+                with FileLock(job.folder / LOCK):
+                    pass
+
+    def take(self, job: Job) -> bool:
+        """Do a job unless another process holds it; returns whether nothing is left to do here."""
+        with _held(job.folder) as free:
+            if not free:
+                return False
+            if job.done:
+                self.say(f"{job}: done already.")
+            elif _failed_since(job, self.started):
+                self.say(f"{job}: it has failed in another process; it is not tried again now.")
+            else:
+                self.do(job)
+            return True
+
+    def do(self, job: Job) -> None:
+        """Train and evaluate; a failure that the user can mend is kept for the end."""
+        number = self.experiment.jobs.index(job) + 1
+        self.console.rule(f"{number}/{len(self.experiment.jobs)}  {job}")
+        failure = job.folder / FAILURE
+        failure.unlink(missing_ok=True)
+        remove_leftovers(job.folder)
+        try:
+            if job.trained:
+                self.say("Trained already.")
+            else:
+                run_sft(job.recipe, self.console)
+            self.evaluate(job)
+        except (AfaLoraError, torch.OutOfMemoryError) as error:
+            if _is_stop(error):
+                raise
+            self.failures[str(job)] = str(error)
+            write_atomic(failure, json.dumps({"time": time.time(), "message": str(error)}, ensure_ascii=False) + "\n")
+            self.say(f"{job} has failed: {error}")
+
+    def evaluate(self, job: Job) -> None:
+        """Put the eight tasks to the trained model."""
+        _free_memory()
+        dtype = str(training_precision(job.recipe).compute).removeprefix("torch.")  # the same for every arm
+        model, tokenizer = load_evaluated(str(job.run.path), dtype=dtype, report=self.say)
+        adapter = None if job.recipe.method == "full" else str(job.run.adapter)
+        named = {"model": job.recipe.model if adapter else str(job.run.model), "adapter": adapter}
+        settings = self.experiment.evaluate.model_copy(update=named)
+        evaluate_commonsense(model, tokenizer, self.tests, settings, job.evaluation, self.console)
+        del model
+        _free_memory()
+
+    @cached_property
+    def tests(self) -> list[CommonsenseItem]:
+        """The test items, the same for every arm."""
+        asked = self.experiment.evaluate
+        return read_tests(self.experiment.data, asked.tasks, asked.limit, self.say)
+
+    def say(self, text: str) -> None:
+        """Print a line as it is: paths and other people's messages may hold square brackets."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(experiment: Experiment, console: Console) -> None:
+    """Write what there is by now; of several processes the last one to end finds all of it there."""
+    folder, figure = experiment.folder, experiment.suite.figure
+    with FileLock(folder / REPORT_LOCK):
+        made = make_report([folder])
+        for name, content in ((PAGE, made.page), (TABLE, made.markdown), (RESULTS, made.json)):
+            write_atomic(folder / name, content)
+        if figure is not None:
+            arms = [arm for arm in read_study(folder).arms if arm.trainings]
+            curves = [mean_curve(arm.name, [training.curve for training in arm.trainings]) for arm in arms]
+            plot_curves(curves, folder / figure)
+    for study in made.numbers["studies"]:
+        console.print(terminal_table(study))
+        for sentence in study["outcome"]:
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for name in (PAGE, TABLE, RESULTS, *([figure] if figure else [])):
+        console.print(folder / name, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold the folder of a job while the block runs; yields whether nobody else does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _is_stop(error: Exception) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an error: `RunStopped` has the cause of everything else with it."""
+    return isinstance(error, EvaluationStopped) or (isinstance(error, RunStopped) and error.__cause__ is None)
+
+
+def _failed_since(job: Job, start: float) -> bool:
+    """Whether another process has tried a job in vain since this one began."""
+    failure = job.folder / FAILURE
+    return failure.is_file() and json.loads(failure.read_text(encoding="utf-8"))["time"] > start
+
+
+def _free_memory() -> None:
+    """Give back what the training before held: there may be no room for a second model beside it."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,189 @@
+"""The file of a reproduction: its arms, and for each scale the recipe that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, create_model, field_validator, model_validator
+from trl import SFTConfig
+
+from afa_lora.core.errors import unknown_name
+from afa_lora.data import CommonsenseData
+from afa_lora.evaluation.commonsense import EvaluationSettings
+from afa_lora.settings import Arguments, Section, read_settings, validate
+from afa_lora.sft.recipe import (
+    TRAIN_KEYS_ELSEWHERE,
+    TRAIN_TYPES,
+    AdapterArguments,
+    AnnealSettings,
+    LoadSettings,
+    Method,
+)
+
+TRAIN_KEYS_OF_AN_ARM = {**TRAIN_KEYS_ELSEWHERE, "seed": "seeds"}
+TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_OF_AN_ARM, TRAIN_TYPES)]
+
+
+class Arm(Section):
+    """One row of the table."""
+
+    method: Method
+    """full, lora, dora, afa-lora or afa-dora."""
+    anneal: AnnealSettings = AnnealSettings()
+    """What differs from the scale's own ``anneal``."""
+    paper: list[float] = Field(default_factory=list)
+    """The paper's accuracies in per cent, in the order of ``columns``."""
+
+
+class Changes(Section):
+    """What one method has of its own; the rest is the scale's."""
+
+    load: LoadSettings = LoadSettings()
+    """How the base model is loaded."""
+    adapter: AdapterArguments = Field(default_factory=dict)
+    """Arguments of `peft.LoraConfig`."""
+    train: TrainArguments = Field(default_factory=dict)
+    """Arguments of TRL's `SFTConfig`, such as ``learning_rate``."""
+
+
+def _section_of(kind: type[Section], names: Iterable[str], default: Any = ...) -> type[Section]:
+    """A section with a key of one kind for each name, so that a mistake in it is told with its line."""
+    fields: dict[str, Any] = {str(name): (kind, default) for name in names}
+    return create_model("Named", __base__=Section, **fields)
+
+
+MethodChanges = _section_of(Changes, get_args(Method), Changes())
+
+
+class PlanSettings(Section):
+    """What the plan takes for granted where nothing can be read or measured."""
+
+    items: PositiveInt | None = None
+    """How many training items there are, where neither the data are there nor ``data.train_items`` says it."""
+    shape: str | None = None
+    """The folder below recipes/shapes that stands in for a model that is not here."""
+    gpus: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """For each GPU to count the hours on its peak in dense bfloat16 products, in TFLOP/s; without any, this machine's
+    own speed is measured."""
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """The share of that peak which a training reaches."""
+
+
+class Scale(Section):
+    """The recipe that the arms share, on what they are tested, and how often each is run.
+
+    The keys ``model``, ``data``, ``load``, ``adapter``, ``anneal`` and ``train`` are those of `afa_lora.sft.Recipe`.
+    """
+
+    model: str
+    """A hub id, a local folder, or smollm2-135m."""
+    data: CommonsenseData
+    """What to train on."""
+    load: LoadSettings = LoadSettings()
+    """How the base model is loaded."""
+    adapter: AdapterArguments = Field(default_factory=dict)
+    """Arguments of `peft.LoraConfig`."""
+    anneal: AnnealSettings = AnnealSettings()
+    """The annealed activation; an arm may change parts of it."""
+    train: TrainArguments = Field(default_factory=dict)
+    """Arguments of TRL's `SFTConfig`; ``seed`` is one of ``seeds``."""
+    methods: MethodChanges = MethodChanges()  # type: ignore[valid-type]
+    """For each method what it has of its own, such as its learning rate."""
+    arms: list[str] = Field(default_factory=list)
+    """The arms to run unless others are asked for; all unless given."""
+    seeds: list[NonNegativeInt] = Field(default_factory=lambda: [0], min_length=1)
+    """Each arm is run once with each: it decides the first A, the order of the items and the dropout."""
+    evaluate: EvaluationSettings = EvaluationSettings()
+    """How each arm is tested."""
+    plan: PlanSettings = PlanSettings()
+    """What the plan takes for granted."""
+    deviations: list[str] = Field(default_factory=list)
+    """What differs from the paper, and what the paper does not say: one sentence each."""
+
+    @field_validator("data")
+    @classmethod
+    def _train_on_all(cls, data: CommonsenseData) -> CommonsenseData:
+        if data.test_items:
+            raise ValueError("test_items must be 0: the arms are tested on the eight test sets, by 'evaluate'")
+        return data
+
+    def changes(self, method: str) -> Changes:
+        """What a method has of its own."""
+        changes: Changes = getattr(self.methods, method)
+        return changes
+
+
+class Suite(Section):
+    """A reproduction, whole."""
+
+    title: str
+    """A heading."""
+    paper: str
+    """What of the paper is reproduced."""
+    columns: list[str] = Field(default_factory=list)
+    """The tasks that the paper's numbers are of, and ``average``."""
+    figure: str | None = None
+    """The name of a PNG with the loss curves of all arms, if the report is to have that figure beside it."""
+    arms: Section
+    """The rows of the table by name."""
+    scales: Section
+    """The scales by name."""
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> Suite:
+        slugs: dict[str, str] = {}
+        for name, arm in self.arms:
+            if arm.paper and len(arm.paper) != len(self.columns):
+                raise ValueError(f"arms.{name}.paper has {len(arm.paper)} numbers, columns {len(self.columns)} names")
+            other = slugs.setdefault(slug(name), name)
+            if other != name:
+                raise ValueError(f"arms {other!r} and {name!r} would share the folder {slug(name)}")
+        for key, scale in self.scales:
+            for name in scale.arms:
+                if name not in self.arm_names:
+                    raise unknown_name(f"scales.{key}.arms", name, self.arm_names)
+        return self
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The names of all arms."""
+        return [name for name, _ in self.arms]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return dict(self.arms)[name]
+
+
+def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[Suite, Scale]:
+    """Read the file of a reproduction and choose a scale.
+
+    Args:
+        path: the YAML file.
+        scale: one of its scales.
+        overrides: settings of that scale to change, such as ``train.learning_rate=1e-4``.
+
+    Raises:
+        InvalidSettingError: there is no such scale.
+        RecipeError: no such file, no YAML, an override without a value, or one line for each setting that is wrong.
+    """
+    settings, lines = read_settings(path)
+    scales = settings.get("scales")
+    if isinstance(scales, dict) and scales and scale not in scales:
+        raise unknown_name("scale", scale, scales)
+    settings, lines = read_settings(path, [f"scales.{scale}.{override}" for override in overrides])
+    suite: type[Suite] = create_model(
+        "Suite",
+        __base__=Suite,
+        arms=(_section_of(Arm, settings.get("arms") or ()), ...),
+        scales=(_section_of(Scale, settings.get("scales") or ()), ...),
+    )
+    read = validate(suite, settings, str(path), lines)
+    return read, dict(read.scales)[scale]
+
+
+def slug(name: str) -> str:
+    """The name of an arm's folder: ``AFA-LoRA A-σ-B`` becomes ``afa-lora-a-s-b``."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in name.lower().replace("σ", "s"))
+    return "-".join(words.split())
