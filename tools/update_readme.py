@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from afa_lora.report.tables import markdown_table
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MIB = 2**20
@@ -51,7 +53,37 @@ def step_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"step_cpu": ("benchmarks/results/step_cpu.json", step_table)}
+def likelihood_table(document: dict[str, Any]) -> str:
+    """The benchmark of the protocol ``likelihood`` as a Markdown table with what it ran on."""
+    settings, where, arms = document["settings"], document["provenance"], document["arms"]
+    slowest = min(arm["items_per_second"] for arm in arms.values())
+    lines = [
+        f"{document['items']} items of ARC-Easy and BoolQ, {settings['model']}, {settings['dtype']}, on "
+        f"{where['gpu'] or where['cpu']}, {where['threads']} threads, each with the batch size that is fastest for it, "
+        f"medians of {settings['rounds']} rounds in turn. `python benchmarks/likelihood.py --data DIR` repeats it.",
+        "",
+        "| | items/s | × | choices as without batches and cache |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {name} | {arm['items_per_second']:.2f} | {arm['items_per_second'] / slowest:.2f} "
+        f"| {document['agreement'][name]['same_choice_as_plain']} of {document['items']} |"
+        for name, arm in arms.items()
+    ]
+    return "\n".join(lines)
+
+
+def study_table(document: dict[str, Any]) -> str:
+    """The outcome and the accuracies of one reproduction, written by `afa report --json`."""
+    study = document["studies"][0]
+    return "\n".join([*study["outcome"], "", markdown_table(study)])
+
+
+TABLES = {
+    "table1_tiny": ("results/table1_tiny.json", study_table),
+    "likelihood_cpu": ("benchmarks/results/likelihood_cpu.json", likelihood_table),
+    "step_cpu": ("benchmarks/results/step_cpu.json", step_table),
+}
 
 
 def updated(text: str) -> str:

@@ -43,7 +43,7 @@ def evaluation(folder: Path, right: dict[str, np.ndarray], shuffle: bool = False
     order = lines[::-1] if shuffle else lines
     (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in order))
     (folder / "settings.json").write_text(json.dumps(asked))
-    (folder / "results.json").write_text(json.dumps(summarise(right, lines, asked)))
+    (folder / "results.json").write_text(json.dumps(summarise(lines, asked)))
     return read_evaluation(folder)
 
 

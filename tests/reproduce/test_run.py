@@ -301,14 +301,14 @@ def test_a_process_with_a_failure_ends_after_the_others(load: Load, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.integration
 def test_two_processes_share_the_arms_out(suite: Path, tasks: Path, tmp_path: Path, load: Load) -> None:
-    arguments = (suite, "--data", tasks, "--out", tmp_path / "out")
+    arguments = (suite, "--data", tasks, "--out", tmp_path / "out", "--arms", "Full,LoRA,DoRA")
     command = [sys.executable, "-m", "afa_cli", "reproduce", *map(str, arguments)]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
     ]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    experiment = load()
+    experiment = load(arms=["Full", "LoRA", "DoRA"])
     assert {starts(job) for job in experiment.jobs} == {1}
     assert all(job.done for job in experiment.jobs)
     assert sum(output.count("train ") > 0 for output in outputs) == 2  # both had a part of it

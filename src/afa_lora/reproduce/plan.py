@@ -28,6 +28,9 @@ from afa_lora.sft.trainer import training_arguments
 
 HOUR, TERA = 3600, 1e12
 
+Lengths = list[ItemLength] | int
+"""The items' lengths, or only how many items there are."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -124,9 +127,7 @@ def _parts(experiment: Experiment, shapes: Path) -> tuple[PretrainedConfig, PreT
     return read_parts(str(shapes / shape)).config, None
 
 
-def _items(
-    experiment: Experiment, tokenizer: PreTrainedTokenizerBase | None, report: Callable[[str], None]
-) -> list[ItemLength] | int:
+def _items(experiment: Experiment, tokenizer: PreTrainedTokenizerBase | None, report: Callable[[str], None]) -> Lengths:
     """The training items, tokenized where data and tokenizer are there, else their number."""
     recipe, count = experiment.jobs[0].recipe, experiment.scale.data.train_items or experiment.scale.plan.items
     if experiment.data is not None:
@@ -140,7 +141,7 @@ def _items(
     return count
 
 
-def _rows(items: list[ItemLength] | int, args: SFTConfig) -> Rows:
+def _rows(items: Lengths, args: SFTConfig) -> Rows:
     """The sequences that a training makes of the items in one epoch."""
     if isinstance(items, list):
         lengths = row_lengths(items, args)
@@ -158,9 +159,7 @@ def _padded(lengths: Sequence[int], batch: int) -> int:
     return sum(len(group) * max(group) for group in batches)
 
 
-def _cost(
-    plan: PlanSettings, recipe: Recipe, config: PretrainedConfig, items: list[ItemLength] | int
-) -> tuple[Cost, str]:
+def _cost(plan: PlanSettings, recipe: Recipe, config: PretrainedConfig, items: Lengths) -> tuple[Cost, str]:
     """What a training takes, and what its hours rest on.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +25,17 @@ SOURCE = "afa-lora"
 SAME = ("protocol", "source")  # what two evaluations that are compared must have in common, beside the items
 
 
-def summarise(tasks: Iterable[str], lines: Sequence[Line], settings: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(lines: Sequence[Line], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``results.json``.
 
     Args:
-        tasks: in the order of the table.
-        lines: all items, answered.
+        lines: all items, answered, task by task in the order of the table.
         settings: what was evaluated.
     """
     generated = settings["protocol"] == "paper"
     by_task: dict[str, dict[str, Any]] = {}
     answers = []
-    for task in tasks:
+    for task in dict.fromkeys(line["task"] for line in lines):
         answered = [line for line in lines if line["task"] == task]
         answers.append(np.array([line["correct"] for line in answered]))
         by_task[task] = {

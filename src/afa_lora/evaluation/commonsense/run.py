@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from afa_lora.data.commonsense import CommonsenseItem
@@ -18,7 +17,7 @@ from afa_lora.evaluation.commonsense.folder import (
     Line,
     read_evaluation,
 )
-from afa_lora.evaluation.commonsense.protocols import PROTOCOLS, Asked, render_prompts
+from afa_lora.evaluation.commonsense.protocols import PROTOCOLS, Asked, Reply, render_prompts
 from afa_lora.evaluation.commonsense.results import summarise
 from afa_lora.evaluation.commonsense.settings import EvaluationSettings, describe
 from afa_lora.evaluation.generate import evaluating
@@ -59,8 +58,6 @@ def evaluate_commonsense(
             there is no chat template where one is asked for; the model gives no numbers.
         EvaluationStopped: Ctrl-C or SIGTERM.
     """
-    console = console or Console()
-    tasks = {item.task: [other for other in items if other.task == item.task] for item in items}
     if not items or len({(item.task, item.index) for item in items}) < len(items):
         raise EvaluationError("There are no items to evaluate." if not items else "An item is there twice.")
     prompts = render_prompts(tokenizer, items, settings)
@@ -68,70 +65,59 @@ def evaluate_commonsense(
     files = EvaluationFolder(folder)
     with files.claimed(described) as lines:
         if not files.results.is_file():
-            run = _Run(model, tokenizer, settings, files, lines)
-            with evaluating(model), terminable(), progress_bar(console) as progress:
+            with evaluating(model), terminable(), progress_bar(console or Console()) as progress:
                 progress.speed_estimate_period = SPEED_OVER
                 bar = progress.add_task("evaluate", total=len(items), completed=len(lines), note="")
+                start, before = time.perf_counter(), len(lines)
                 try:
-                    for task, asked in tasks.items():
-                        run.answer(
-                            asked, [p for p, i in zip(prompts, items, strict=True) if i.task == task], progress, bar
-                        )
+                    for new in _answered(model, tokenizer, items, prompts, settings, lines):
+                        files.append(new)
+                        lines += new
+                        speed = (len(lines) - before) / (time.perf_counter() - start)
+                        progress.update(bar, advance=len(new), note=f"{speed:.1f} items/s  {new[0]['task']}")
                 except KeyboardInterrupt:
                     raise EvaluationStopped(
                         f"Stopped: {len(lines)} of {len(items)} items are answered, and kept in {folder}. The same "
                         "command again goes on from there."
                     ) from None
-            files.finish(summarise(tasks, lines, described))
+            files.finish(summarise(lines, described))
     return read_evaluation(folder)
 
 
-class _Run:
-    """One evaluation under way; ``lines`` are the items answered so far, and grow."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: EvaluationSettings,
-        files: EvaluationFolder,
-        lines: list[Line],
-    ) -> None:
-        self._model, self._tokenizer, self._settings, self._files, self._lines = (
-            model,
-            tokenizer,
-            settings,
-            files,
-            lines,
+def _answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[CommonsenseItem],
+    prompts: Sequence[str],
+    settings: EvaluationSettings,
+    lines: Sequence[Line],
+) -> Iterator[list[Line]]:
+    """Answer, task by task and batch by batch, what is not among ``lines``."""
+    done = {(line["task"], line["index"]) for line in lines}
+    for task in dict.fromkeys(item.task for item in items):
+        chosen = [i for i, item in enumerate(items) if item.task == task]
+        if all((task, items[i].index) in done for i in chosen):
+            continue
+        asked: Asked = PROTOCOLS[settings.protocol](
+            model, tokenizer, [items[i] for i in chosen], [prompts[i] for i in chosen], settings
         )
-        self._done = {(line["task"], line["index"]) for line in lines}
-        self._start, self._before = time.perf_counter(), len(lines)
-
-    def answer(self, items: Sequence[CommonsenseItem], prompts: Sequence[str], progress: Progress, bar: TaskID) -> None:
-        """Answer what is not answered of one task's items, and write it down batch by batch."""
-        if all((item.task, item.index) in self._done for item in items):
-            return
-        asked: Asked = PROTOCOLS[self._settings.protocol](self._model, self._tokenizer, items, prompts, self._settings)
         for batch in asked.batches:
-            missing = [i for i in batch if (items[i].task, items[i].index) not in self._done]
+            missing = [i for i in batch if (task, items[chosen[i]].index) not in done]
             if not missing:
                 continue
             start = time.perf_counter()
             replies = dict(zip(batch, asked.answer(batch), strict=True))  # whole: another padding rounds differently
             seconds = (time.perf_counter() - start) / len(missing)
-            new = [
-                {
-                    "task": items[i].task,
-                    "index": items[i].index,
-                    "answer": items[i].answer,
-                    "given": replies[i].given,
-                    "correct": replies[i].given == items[i].answer,
-                    **replies[i].record,
-                    "seconds": round(seconds, 6),
-                }
-                for i in missing
-            ]
-            self._files.append(new)
-            self._lines += new
-            speed = (len(self._lines) - self._before) / (time.perf_counter() - self._start)
-            progress.update(bar, advance=len(new), note=f"{speed:.1f} items/s  {items[0].task}")
+            yield [_line(items[chosen[i]], replies[i], seconds) for i in missing]
+
+
+def _line(item: CommonsenseItem, reply: Reply, seconds: float) -> Line:
+    return {
+        "task": item.task,
+        "index": item.index,
+        "answer": item.answer,
+        "given": reply.given,
+        "correct": reply.given == item.answer,
+        **reply.record,
+        "seconds": round(seconds, 6),
+    }
