@@ -69,6 +69,13 @@ def find_recipe(name: str) -> Path:
     return path if path.is_file() else _named(name)
 
 
+def recipes_folder() -> Path:
+    """The folder of what comes with the package: inside it, or at the top of the project's source."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
 def _named(name: str) -> Path:
     shipped = _shipped()
     if name not in shipped:
@@ -77,10 +84,8 @@ def _named(name: str) -> Path:
 
 
 def _shipped() -> dict[str, Path]:
-    """The recipes by name: in the installed package, or at the top of the project's source."""
-    package = Path(__file__).parent
-    installed, source = package / "recipes" / KIND, package.parents[1] / "recipes" / KIND
-    return {path.stem: path for path in sorted((installed if installed.is_dir() else source).glob("*.yaml"))}
+    """The recipes by name."""
+    return {path.stem: path for path in sorted((recipes_folder() / KIND).glob("*.yaml"))}
 
 
 def _summary(path: Path) -> str:

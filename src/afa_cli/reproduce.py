@@ -10,6 +10,7 @@ import typer
 
 from afa_cli.errors import writing
 from afa_cli.quiet import load_quietly
+from afa_cli.recipes import recipes_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +91,7 @@ def reproduce(
         from afa_lora.reproduce.plan_text import print_plan
 
         with console.status("Planning …"):
-            plan = plan_experiment(experiment, _recipes() / "shapes", lambda text: None)
+            plan = plan_experiment(experiment, recipes_folder() / "shapes", lambda text: None)
         print_plan(plan, console)
         return
     from afa_lora.reproduce.run import run_experiment
@@ -145,17 +146,10 @@ def _find(artifact: str) -> Path:
     path = Path(artifact)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in (_recipes() / "reproduce").glob("*.yaml")}
+    shipped = {file.stem: file for file in (recipes_folder() / "reproduce").glob("*.yaml")}
     if artifact not in shipped:
         raise unknown_name("artifact", artifact, sorted([*shipped, FIGURE2]))
     return shipped[artifact]
-
-
-def _recipes() -> Path:
-    """The folder of what comes with the package: inside it, or at the top of the project's source."""
-    package = Path(__file__).parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
 def _numbers(text: str) -> list[int]:

@@ -32,7 +32,7 @@ from afa_lora.reproduce.report import make_report
 from afa_lora.reproduce.study import RESULTS, read_study
 from afa_lora.running.stopping import terminable
 from afa_lora.sft import run_sft
-from afa_lora.sft.failures import RunStopped
+from afa_lora.sft.failures import RunInterrupted
 from afa_lora.sft.loading import training_precision
 
 LOCK, REPORT_LOCK = ".lock", ".report.lock"
@@ -57,7 +57,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None) -> di
     Raises:
         StudyError: the folder holds another study.
         DataError: the test items cannot be read.
-        RunStopped, EvaluationStopped: Ctrl-C or SIGTERM.
+        RunInterrupted, EvaluationStopped: Ctrl-C or SIGTERM.
     """
     record(experiment)
     runner = _Runner(experiment, console or Console())
@@ -65,7 +65,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None) -> di
         with terminable():
             runner.run_all()
     except KeyboardInterrupt:
-        raise RunStopped("Interrupted. The same command again goes on where it was.") from None
+        raise RunInterrupted("Interrupted. The same command again goes on where it was.") from None
     _report(experiment, runner.console)
     return runner.failures
 
@@ -119,9 +119,9 @@ class _Runner:
             else:
                 run_sft(job.recipe, self.console)
             self.evaluate(job)
+        except (RunInterrupted, EvaluationStopped):
+            raise
         except (AfaLoraError, torch.OutOfMemoryError) as error:
-            if _is_stop(error):
-                raise
             self.failures[str(job)] = str(error)
             write_atomic(failure, json.dumps({"time": time.time(), "message": str(error)}, ensure_ascii=False) + "\n")
             self.say(f"{job} has failed: {error}")
@@ -182,11 +182,6 @@ def _held(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _is_stop(error: Exception) -> bool:
-    """Whether Ctrl-C or SIGTERM is behind an error: `RunStopped` has the cause of everything else with it."""
-    return isinstance(error, EvaluationStopped) or (isinstance(error, RunStopped) and error.__cause__ is None)
 
 
 def _failed_since(job: Job, start: float) -> bool:

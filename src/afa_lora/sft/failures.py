@@ -26,6 +26,10 @@ class RunStopped(AfaLoraError):
     """A run has stopped before its end; the message says why, what is kept and how to go on."""
 
 
+class RunInterrupted(RunStopped):
+    """A run was stopped by Ctrl-C or SIGTERM."""
+
+
 @contextmanager
 def explained(recipe: Recipe, checkpoints: Path) -> Iterator[None]:
     """Turn a full disk, exhausted memory, a NaN and Ctrl-C inside the block into `RunStopped`.
@@ -42,7 +46,7 @@ def explained(recipe: Recipe, checkpoints: Path) -> Iterator[None]:
             f"{_now(recipe, 'learning_rate')} or lengthen train.warmup_steps, in a run with another output."
         ) from error
     except KeyboardInterrupt:
-        raise RunStopped(f"Interrupted. {what_is_kept(checkpoints)}") from None
+        raise RunInterrupted(f"Interrupted. {what_is_kept(checkpoints)}") from None
     except (OSError, RuntimeError, SafetensorError, MemoryError) as error:
         if _is_full_disk(error):
             _remove_unfinished(checkpoints)

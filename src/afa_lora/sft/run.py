@@ -32,7 +32,7 @@ from afa_lora.settings import RecipeError
 from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.card import write_cards
 from afa_lora.sft.checks import check_optimizer, training_faults
-from afa_lora.sft.failures import RunStopped, explained, what_is_kept
+from afa_lora.sft.failures import RunInterrupted, explained, what_is_kept
 from afa_lora.sft.folder import RunFolder, read_answers, write_answers
 from afa_lora.sft.loading import load_base, model_options, training_precision
 from afa_lora.sft.recipe import Recipe
@@ -187,7 +187,7 @@ class _Run:
         """Train, from the last good checkpoint if there is one. Returns seconds and the peak memory in bytes.
 
         Raises:
-            RunStopped: Ctrl-C or SIGTERM has ended the training early.
+            RunInterrupted: Ctrl-C or SIGTERM has ended the training early.
         """
         checkpoint, step = self.last_good() or self.args.resume_from_checkpoint, 0
         if checkpoint:
@@ -202,7 +202,7 @@ class _Run:
             trainer.train(resume_from_checkpoint=checkpoint)
             seconds = metrics.seconds
         if stop.requested:
-            raise RunStopped(
+            raise RunInterrupted(
                 f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
                 f"{what_is_kept(self.folder.checkpoints)}"
             )
