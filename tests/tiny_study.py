@@ -4,9 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from afa_lora.data.commonsense import TASKS
+from afa_lora.settings import dump_yaml
 
 TRAINED_ON = ("ARC-Easy", "boolq")
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the eight tasks."""
+    return save_tiny_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def suite(chat_model: Path, tmp_path: Path) -> Path:
+    """The file of the suite."""
+    path = tmp_path / "table0.yaml"
+    path.write_text(dump_yaml(tiny_suite(chat_model)))
+    return path
 
 
 def save_tiny_tasks(folder: Path) -> Path:

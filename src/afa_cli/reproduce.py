@@ -15,6 +15,8 @@ from afa_cli.recipes import recipes_folder
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from afa_lora.reproduce.jobs import Experiment
+
 FIGURE2 = "figure2"
 # What torchrun and accelerate launch tell their processes. An arm is trained by one process that knows nothing of them.
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK")
@@ -76,24 +78,24 @@ def reproduce(
         return
     from afa_lora.reproduce.jobs import load_experiment
 
-    path = _find(artifact)
-    experiment = load_experiment(
-        path,
-        scale,
-        out or Path("runs") / f"{path.stem}-{scale}",
-        data,
-        [name.strip() for name in (arms or "").split(",") if name.strip()],
-        _numbers(seeds or ""),
-        overrides or [],
-    )
-    if dry_run:
-        from afa_lora.reproduce.plan import plan_experiment
-        from afa_lora.reproduce.plan_text import print_plan
+    path, named = _find(artifact), [name.strip() for name in (arms or "").split(",") if name.strip()]
+    out = out or Path("runs") / f"{path.stem}-{scale}"
+    experiment = load_experiment(path, scale, out, data, named, _numbers(seeds or ""), overrides or [])
+    (_plan if dry_run else _run)(experiment, console)
 
-        with console.status("Planning …"):
-            plan = plan_experiment(experiment, recipes_folder() / "shapes", lambda text: None)
-        print_plan(plan, console)
-        return
+
+def _plan(experiment: Experiment, console: Console) -> None:
+    """Print what the experiment would take."""
+    from afa_lora.reproduce.plan import plan_experiment
+    from afa_lora.reproduce.plan_text import print_plan
+
+    with console.status("Planning …"):
+        plan = plan_experiment(experiment, recipes_folder() / "shapes", lambda text: None)
+    print_plan(plan, console)
+
+
+def _run(experiment: Experiment, console: Console) -> None:
+    """Train, test and report; the exit code is 1 if an arm fails."""
     from afa_lora.reproduce.run import run_experiment
 
     failures = run_experiment(experiment, console)
@@ -112,13 +114,15 @@ def _stand_alone() -> None:
     if rank is None:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else None
-    if devices and int(rank) >= len(devices):
-        raise typer.BadParameter(
-            f"CUDA_VISIBLE_DEVICES={visible} has no GPU for process {int(rank) + 1}. Start {len(devices)} or fewer.",
-            param_hint="--num_processes",
-        )
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(rank)] if devices else rank
+    if visible != "":  # which hides all GPUs: every process trains on the CPU
+        devices = None if visible is None else visible.split(",")
+        if devices and int(rank) >= len(devices):
+            raise typer.BadParameter(
+                f"CUDA_VISIBLE_DEVICES={visible} has no GPU for process {int(rank) + 1}. Start {len(devices)} or "
+                "fewer.",
+                param_hint="--num_processes",
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(rank)] if devices else rank
     for name in list(os.environ):
         if name in LAUNCHED or (name.startswith(LAUNCHED_PREFIXES) and name not in KEPT):
             del os.environ[name]

@@ -8,25 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from afa_lora.settings import dump_yaml
+from tests import tiny_study
 from tests.cli.conftest import Afa
-from tests.tiny_study import save_tiny_tasks, tiny_suite
 
+suite, tasks = tiny_study.suite, tiny_study.tasks
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the eight tasks."""
-    return save_tiny_tasks(tmp_path_factory.mktemp("tasks"))
-
-
-@pytest.fixture
-def suite(chat_model: Path, tmp_path: Path) -> Path:
-    """The file of a tiny suite."""
-    path = tmp_path / "table0.yaml"
-    path.write_text(dump_yaml(tiny_suite(chat_model)))
-    return path
 
 
 @pytest.fixture
@@ -113,6 +99,16 @@ def test_a_launched_process_gets_a_gpu_of_its_own(afa: Afa, elsewhere: Path, mon
     refused = afa("reproduce", "figure2", "--dry-run")
     assert refused.code == 2
     assert "CUDA_VISIBLE_DEVICES=7 has no GPU for process 2. Start 1 or fewer." in " ".join(refused.err.split())
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_launched_process_leaves_gpus_hidden(
+    afa: Afa, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert afa("reproduce", "figure2", "--dry-run").code == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.slow

@@ -327,16 +327,6 @@ def test_a_mixed_file(tmp_path: Path) -> None:
     ]
 
 
-def test_a_mixed_file_alone(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "mix.json", rows("boolq", 2))
-    said: list[str] = []
-    assert len(read_mix_file(path, None, said.append)) == 2
-    assert said[1:] == [
-        "Not compared with any test set: data.folder names none.",
-        "2 train items (boolq 2), compared with 0 test sets.",
-    ]
-
-
 def test_a_mixed_file_with_faults(tmp_path: Path) -> None:
     path = write_json(tmp_path / "mix.json", [row("boolq"), row("boolq", instruction="How are you?")])
     with pytest.raises(DataError, match=r"item 1 \(line 8\): 'instruction' begins like none of the eight tasks"):

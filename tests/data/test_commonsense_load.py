@@ -7,7 +7,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from afa_lora.data import CommonsenseData, DataError, DataSource, Items, fingerprint, load_data
+from tests.data import test_commonsense_hub
 from tests.data.commonsense_items import row, rows, write_folder, write_json
+
+hub = test_commonsense_hub.hub  # the eight data sets, as local ones
 
 
 @pytest.fixture
@@ -62,17 +65,20 @@ def test_a_file_of_all(folder: Path, tmp_path: Path) -> None:
     path = write_json(tmp_path / "commonsense_170k.json", [*rows("boolq", 9), *rows("ARC-Easy", 5)])
     items = load(file=path, folder=folder)
     assert sorted(sample.entry["task"] for sample in items.train) == ["boolq"] * 3 + ["unknown"] * 5
-    assert len(load(file=path).train) == 14
+
+
+def test_a_file_without_a_folder_is_compared_with_the_hub(hub: Path) -> None:
+    path = write_json(hub / "mix.json", rows("boolq", 9))
+    said: list[str] = []
+    assert len(load(said, file=path).train) == 6
+    assert said[1] == (
+        "6 train items (boolq 6), compared with 8 test sets; left out: 3 boolq items found in a test set."
+    )
 
 
 def test_a_file_does_not_go_with_tasks(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="tasks is for a folder or the hub: the items of a file do not say"):
         load(file=tmp_path / "mix.json", tasks=["boolq"])
-
-
-def test_a_file_has_no_test_items(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="test_items beside a file needs a folder, which has the test sets"):
-        load(file=tmp_path / "mix.json", test_items=5)
 
 
 def test_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,43 @@ def test_a_damaged_line_is_named(model: Path, tmp_path: Path, line: str, fault: 
     items.write_text("".join([*lines[:2], line + "\n", *lines[2:]]))
     with pytest.raises(EvaluationError, match=f"items.jsonl, {fault}"):
         read_evaluation(tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda lines: lines[:-1], "holds 4 items of ARC-Easy, {right} of them right"),
+        (lambda lines: [*lines[:-1], lines[-2]], "holds 4 items of ARC-Easy"),
+        (lambda lines: [line for line in lines if "boolq" not in line], "holds 0 items of boolq"),
+        (lambda lines: [*lines, lines[0].replace("boolq", "piqa")], "holds 1 item of piqa"),
+        (lambda lines: [line.replace('"correct": true', '"correct": false') for line in lines], "0 of them right"),
+        (None, "items.jsonl is not there"),
+    ],
+)
+def test_items_that_are_not_those_of_the_numbers_are_refused(
+    model: Path, tmp_path: Path, damage: Callable[[list[str]], list[str]] | None, fault: str
+) -> None:
+    folder = tmp_path / "evaluation"
+    whole = run(model, folder, protocol="likelihood")
+    items = folder / "items.jsonl"
+    lines = items.read_text().splitlines(keepends=True)
+    assert "boolq" in lines[0]
+    assert "ARC-Easy" in lines[-1]
+    assert any('"correct": true' in line for line in lines)
+    if damage is None:
+        items.unlink()
+    else:
+        items.write_text("".join(damage(lines)))
+    right = sum(read["correct"] for read in read_lines(items) if read["task"] == "ARC-Easy")
+    with pytest.raises(EvaluationError) as refused:
+        read_evaluation(folder)
+    message = str(refused.value)
+    assert fault.format(right=right) in message
+    assert str(items) in message
+    assert f"remove {folder / 'results.json'} and evaluate again" in message
+    if damage is None:  # the remedy is one
+        (folder / "results.json").unlink()
+        assert run(model, folder, protocol="likelihood").correct == whole.correct
 
 
 def test_no_evaluation_there(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """The page needs nothing else, runs nothing, and shows every name as text."""
 
+import io
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from afa_lora.report.curves import DASHES, LINES, Curve, beta_svg, line_style, loss_svg, mean_curve, smoothed
 from afa_lora.report.page import split_settings
-from afa_lora.report.tables import accuracy_interval, duration, gap, p_value, points, state
+from afa_lora.report.tables import accuracy_interval, duration, gap, p_value, points, state, terminal_table
 from afa_lora.reproduce.report import make_report
-from tests.reproduce.studies import ARMS, arm, write_evaluation, write_harness, write_run, write_study
+from tests.reproduce.studies import ARMS, arm, write_evaluation, write_harness, write_json, write_run, write_study
 
 HOSTILE = '<script>alert(1)</script>" onload="x" {{ 7 * 7 }} | `x` </table> $y$ &amp;'
 VOID = {"meta", "br", "path", "use", "rect", "line", "ellipse"}
@@ -91,12 +94,26 @@ def test_hostile_names_are_shown_as_they_are(html: str) -> None:
 
 
 def test_markdown_keeps_its_cells_whatever_the_names(tmp_path: Path) -> None:
+    """The message of a failure is of several lines, and may hold what a model's or a file's name is."""
     arms = [*ARMS, arm(HOSTILE, "afa-lora", slug="hostile")]
     write_study(tmp_path, {"LoRA": 0.4, HOSTILE: 0.5}, arms=arms, items=10)
-    markdown = make_report([tmp_path]).markdown
+    shutil.rmtree(tmp_path / "LoRA" / "seed-1" / "evaluation")
+    for place in ("Full/seed-0", "LoRA/seed-1"):
+        write_json(tmp_path / place / "failure.json", {"time": 0, "message": f"first line\n\n| {HOSTILE}\n- last line"})
+    report = make_report([tmp_path])
+    assert Page(report.page).text.count(f"seed 1: failed: first line\n\n| {HOSTILE}\n- last line") == 1
+    assert "<script" not in report.page
+    markdown = report.markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(arms)
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert "<script" not in markdown
+    assert "</table" not in markdown
+    full, lora = rows[2:4]
+    for row in (full, lora):
+        assert "failed: first line \\| &lt;script>" in row
+        assert "- last line" in row
+    assert "seed 1: failed" in lora  # beside the average of the seed that is there
 
 
 def test_every_part_is_on_the_page(html: str) -> None:
@@ -202,8 +219,12 @@ def test_numbers_are_written_for_people() -> None:
     assert accuracy_interval(value) == "35.0 to 46.0"
     assert accuracy_interval({**value, "over": "seeds"}, 2) == "± 5.50"
     assert accuracy_interval({**value, "interval_95": None}) == ""
-    assert gap({"gap_closed": {"value": 0.393, "interval_95": (-0.1, 0.8), "reason": None}}) == "39 % (−10 to 80)"
-    assert gap({"gap_closed": {"value": None, "interval_95": None, "reason": "x"}}) == "no clear gap"
+    closed = {"seeds": [0], "missing_seeds": []}
+    assert (
+        gap({"gap_closed": {**closed, "value": 0.393, "interval_95": (-0.1, 0.8), "reason": None}})
+        == "39 % (−10 to 80)"
+    )
+    assert gap({"gap_closed": {**closed, "value": None, "interval_95": None, "reason": "x"}}) == "no clear gap"
 
 
 def test_states_are_told_by_seed_where_they_differ() -> None:
@@ -213,3 +234,25 @@ def test_states_are_told_by_seed_where_they_differ() -> None:
     two = [late[0], {"seed": 1, "status": "not evaluated"}]
     assert state({"seeds": [], "unfinished": two}) == "seed 0: not started; seed 1: not evaluated"
     assert state({"seeds": [0], "unfinished": []}) == ""
+    failed = [late[0], {"seed": 1, "status": "failed: CUDA out of memory: tried"}]
+    assert (
+        state({"seeds": [], "unfinished": failed}) == "seed 0: not started; seed 1: failed: CUDA out of memory: tried"
+    )
+    assert state({"seeds": [], "unfinished": failed}, messages=False) == "seed 0: not started; seed 1: failed"
+
+
+def test_the_terminals_table_of_a_partly_finished_study_fits_80_columns(tmp_path: Path) -> None:
+    write_study(tmp_path, {"Full": 0.6, "LoRA": 0.4, "AFA-LoRA A-σ-B": 0.5}, items=10)
+    shutil.rmtree(tmp_path / ARMS[2]["slug"] / "seed-1" / "evaluation")
+    write_json(tmp_path / ARMS[2]["slug"] / "seed-1" / "failure.json", {"time": 0, "message": "word " * 100})
+    (study,) = make_report([tmp_path]).numbers["studies"]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(study))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 16
+    text = " ".join(" ".join(lines).split())
+    assert "…" not in text
+    assert "word" not in text
+    for head in ("average", "interval", "paper", "against", "gap closed", "not finished"):
+        assert all(word in text for word in head.split())

@@ -124,8 +124,11 @@ def write_evaluation(
     return folder
 
 
-def write_run(folder: Path, method: str, seed: int = 0, steps: int = 120) -> Path:
-    """Write the run of a training whose loss falls, with an annealing window of 30 % if the method has one."""
+def write_run(folder: Path, method: str, seed: int = 0, steps: int = 120, data: str = "a" * 16) -> Path:
+    """Write the run of a training whose loss falls, with an annealing window of 30 % if the method has one.
+
+    ``data`` is the fingerprint of what it is trained on.
+    """
     rng = np.random.default_rng(seed)
     gain = {"full": 0.3, "lora": 0.0}.get(method, 0.1)
     entries = []
@@ -139,7 +142,7 @@ def write_run(folder: Path, method: str, seed: int = 0, steps: int = 120) -> Pat
         "time": "2026-01-01T00:00:00+00:00",
         "command": ["afa", "sft"],
         "git": {"commit": "c0ffee" * 6 + "c0ff", "changed_files": 0},
-        "data": {"train_items": 300, "train_fingerprint": "a" * 16, "test_items": 0, "test_fingerprint": "b" * 16},
+        "data": {"train_items": 300, "train_fingerprint": data, "test_items": 0, "test_fingerprint": "b" * 16},
         "environment": environment(),
     }
     results = {

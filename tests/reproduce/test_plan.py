@@ -105,7 +105,7 @@ def test_a_setting_that_training_would_refuse_is_refused(suite: Path, tasks: Pat
     ("overrides", "message"),
     [
         (["model=no/such", "plan.shape=llama-3-8"], "plan.shape='llama-3-8' is not known.*Did you mean 'llama-3-8b'"),
-        ([], "plan.items is needed"),
+        ([], "give --data, or set plan.items"),
         (["plan.items=100", "train.max_length=null"], "train.max_length is needed"),
     ],
 )

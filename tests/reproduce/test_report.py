@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from scipy import stats
 from afa_lora.data.commonsense import TASKS
 from afa_lora.evaluation.statistics import bootstrap_average_interval, bootstrap_interval
 from afa_lora.reproduce.outcome import outcome
-from afa_lora.reproduce.report import make_report, write_report
+from afa_lora.reproduce.report import make_report
 from tests.reproduce.studies import ARMS, arm, write_evaluation, write_harness, write_run, write_study
 
 SHARES = {"Full": 0.6, "LoRA": 0.4, "AFA-LoRA A-σ-B": 0.5}
@@ -120,7 +120,37 @@ def test_only_seeds_that_both_have_are_compared(tmp_path: Path) -> None:
     assert lora["unfinished"] == [{"seed": 1, "status": "evaluation not finished"}]
     assert afa["seeds"] == [0, 1, 2]
     assert afa["comparison"]["seeds"] == afa["gap_closed"]["seeds"] == [0, 2]
-    assert "Not finished: 1 of 3 arms (LoRA)." in study["outcome"]
+    assert afa["comparison"]["missing_seeds"] == afa["gap_closed"]["missing_seeds"] == [1]
+    assert afa["comparison"]["difference"] == pytest.approx(
+        np.mean([afa["accuracy"]["average"]["per_seed"][i] for i in (0, 2)]) - lora["accuracy"]["average"]["mean"]
+    )
+    assert "Not finished: 1 of 3 arms (LoRA: 2 of 3 seeds done)." in study["outcome"]
+
+
+def test_one_seed_of_several_does_not_make_an_arm_better(tmp_path: Path) -> None:
+    """LoRA has two seeds, AFA the first: its average less LoRA's is not the difference, which is over one seed."""
+    write_study(tmp_path, SHARES, items=50)
+    (tmp_path / ARMS[2]["slug"] / "seed-1" / "evaluation" / "results.json").unlink()
+    report = make_report([tmp_path])
+    (study,) = report.numbers["studies"]
+    afa = study["arms"][2]
+    assert (afa["comparison"]["seeds"], afa["comparison"]["missing_seeds"]) == ([0], [1])
+    assert afa["comparison"]["p_adjusted"] < 0.001
+    text = " ".join(study["outcome"])
+    assert "AFA-LoRA A-σ-B is better" not in text
+    assert "AFA-LoRA A-σ-B does not differ clearly from LoRA" in text
+    assert f"{100 * afa['comparison']['difference']:+.2f} points on seed 0 alone" in text
+    assert "The averages are over all finished seeds of an arm, the differences over those of both" in text
+    for form in (report.page, report.markdown):
+        assert "on seed 0 alone" in form
+    row = next(line for line in report.markdown.splitlines() if line.startswith("| AFA"))
+    assert "seed 1: evaluation not finished" in row
+
+
+def test_averages_over_the_compared_seeds_need_no_remark(two_seeds: Path) -> None:
+    report = make_report([two_seeds])
+    assert "alone" not in report.markdown
+    assert "The averages are over" not in report.markdown
 
 
 def test_dora_is_its_own_family(tmp_path: Path) -> None:
@@ -183,15 +213,6 @@ def test_the_report_of_a_study_is_the_same_every_time(two_seeds: Path) -> None:
     assert make_report([two_seeds]) == make_report([two_seeds])
 
 
-def test_all_forms_are_written(two_seeds: Path, tmp_path: Path) -> None:
-    places = [tmp_path / "new" / name for name in ("page.html", "table.md", "numbers.json")]
-    numbers = write_report([two_seeds], *places)
-    report = make_report([two_seeds])
-    assert [place.read_text(encoding="utf-8") for place in places] == [report.page, report.markdown, report.json]
-    assert numbers == report.numbers
-    assert sorted(path.name for path in places[0].parent.iterdir()) == ["numbers.json", "page.html", "table.md"]
-
-
 def test_figures_are_drawn_for_each_family_and_beta(tmp_path: Path) -> None:
     arms = [*ARMS, arm("DoRA", "dora"), arm("AFA-DoRA A-B-σ", "afa-dora")]
     write_study(tmp_path, {**SHARES, "DoRA": 0.45, "AFA-DoRA A-B-σ": 0.5}, arms=arms, items=5, seeds=[0])
@@ -203,12 +224,19 @@ def test_figures_are_drawn_for_each_family_and_beta(tmp_path: Path) -> None:
 
 
 def compared(
-    name: str, difference: float, p: float, seeds: tuple[float, float] | None, **changes: Any
+    name: str,
+    difference: float,
+    p: float,
+    seeds: tuple[float, float] | None,
+    missing: Sequence[int] = (),
+    **changes: Any,
 ) -> dict[str, Any]:
     """An arm as far as the outcome looks at it."""
+    done = [seed for seed in (0, 1, 2) if seed not in missing]
     comparison = {
         "baseline": "LoRA",
-        "seeds": [0, 1],
+        "seeds": done,
+        "missing_seeds": list(missing),
         "difference": difference,
         "interval_95": (difference - 0.01, difference + 0.01),
         "p_value": p,
@@ -216,21 +244,21 @@ def compared(
         "seed_interval_95": seeds,
     }
     one = {"name": name, "method": "afa-lora", "family": "lora", "accuracy": {"average": {"mean": 0.5}}}
-    return {**one, "comparison": comparison, "unfinished": [], **changes}
+    return {**one, "seeds": done, "comparison": comparison, "unfinished": [], **changes}
 
 
 BASE = compared("LoRA", 0.0, 1.0, None, method="lora", comparison=None)
 
 
 def said(*arms: Mapping[str, Any]) -> str:
-    return " ".join(outcome({"artifact": "table1", "seeds": [0, 1], "arms": [BASE, *arms]}))
+    return " ".join(outcome({"artifact": "table1", "seeds": [0, 1, 2], "arms": [BASE, *arms]}))
 
 
 def test_chance_is_not_called_a_difference() -> None:
     text = said(compared("X", 0.012, 0.3, None), compared("Y", -0.02, 0.06, (-0.03, -0.01)))
     assert text == (
         "None of the 2 AFA-LoRA arms differs clearly from LoRA: the largest difference is that of Y, −2.00 points "
-        "(95 % interval over items −3.00 to −1.00, over 2 seeds −3.00 to −1.00, p = 0.060)."
+        "(95 % interval over items −3.00 to −1.00, over 3 seeds −3.00 to −1.00, p = 0.060)."
     )
 
 
@@ -251,11 +279,23 @@ def test_a_difference_that_the_seeds_do_not_bear_out_is_not_called_clear() -> No
     assert "On these test items X (+2.00 points) does differ from LoRA, but the interval over the seeds holds 0" in text
 
 
+def test_what_is_compared_on_fewer_seeds_than_planned_says_on_which() -> None:
+    text = said(compared("X", 0.02, 0.001, (0.01, 0.03), missing=[2]))
+    assert "X is better than LoRA: +2.00 points on seeds 0, 1 alone (95 % interval" in text
+    text = said(compared("X", 0.02, 0.001, None, missing=[1, 2]))
+    assert "X does not differ clearly from LoRA: +2.00 points on seed 0 alone (95 % interval" in text
+    assert "X (+2.00 points on seed 0 alone) does differ from LoRA, but one seed" in text
+    assert "the interval over the seeds holds 0" not in text
+    text = said(compared("X", 0.02, 0.001, None, missing=[1, 2]), compared("Y", 0.02, 0.001, (0.01, 0.03)))
+    assert "1 of 2 AFA-LoRA arms is better than LoRA: Y" in text
+
+
 def test_full_fine_tuning_is_judged_by_the_same_rule() -> None:
     full = {"method": "full", "family": "full"}
     assert "Full is better than LoRA: +3.00" in said(compared("Full", 0.03, 0.001, (0.01, 0.05), **full))
     assert "Full does not differ clearly" in said(compared("Full", 0.03, 0.2, None, **full))
     assert "Full (+3.00 points) does differ" in said(compared("Full", 0.03, 0.001, (-0.01, 0.05), **full))
+    assert "Full (+3.00 points on seed 2 alone)" in said(compared("Full", 0.03, 0.001, None, missing=[0, 1], **full))
 
 
 def test_missing_baselines_and_arms_are_said() -> None:

@@ -1,6 +1,7 @@
 """Running the arms of a study: the same start and data for all, skipping, resuming, failing, several processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback
@@ -138,6 +139,65 @@ def test_a_folder_of_other_settings_is_refused(load: Load, overrides: list[str],
     record(load(arms=["LoRA"]))
     with pytest.raises(StudyError, match=message):
         run_experiment(load(arms=["LoRA"], overrides=overrides))
+
+
+def test_the_same_data_in_another_folder_are_the_same_study(load: Load, tasks: Path, tmp_path: Path) -> None:
+    assert said(load(arms=["LoRA"]))[1] == {}
+    shutil.copytree(tasks, tmp_path / "moved")
+    text, failures = said(load(arms=["LoRA", "Full"], data=tmp_path / "moved"))
+    assert failures == {}
+    assert text.count("done already") == 1
+
+
+@pytest.mark.parametrize(("part", "name"), [("test", "boolq"), ("train", "ARC-Easy")])
+def test_an_arm_of_other_data_is_refused_before_it_is_trained(
+    load: Load, tasks: Path, tmp_path: Path, part: str, name: str
+) -> None:
+    assert said(load(arms=["LoRA"]))[1] == {}
+    shutil.copytree(tasks, tmp_path / "changed")
+    path = tmp_path / "changed" / name / f"{part}.json"
+    path.write_text(path.read_text().replace("sky?", "sea?"))
+    experiment = load(arms=["LoRA", "Full"], data=tmp_path / "changed")
+    with pytest.raises(StudyError, match=f"the {part} items are not those of LoRA, seed 0: their fingerprint was"):
+        run_experiment(experiment, Console(quiet=True))
+    assert not any(job.run.path.exists() for job in experiment.jobs if job.arm == "Full")
+
+
+def test_nothing_is_trained_beside_finished_arms_of_different_data(load: Load) -> None:
+    experiment = load(arms=["LoRA", "DoRA"])
+    assert said(experiment)[1] == {}
+    provenance = experiment.jobs[0].run.provenance
+    (start,) = json.loads(provenance.read_text())
+    start["data"]["train_fingerprint"] = "0" * 16
+    provenance.write_text(json.dumps([start]))
+    joined = load(arms=["Full", "DoRA"])
+    with pytest.raises(StudyError, match="trained on other data"):
+        run_experiment(joined, Console(quiet=True))
+    assert not joined.jobs[0].run.path.exists()
+
+
+def test_the_report_is_written_while_no_other_process_clears_the_folder(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`record` removes half-written files, and holds a lock meanwhile."""
+    experiment = load(arms=[], seeds=[])
+    record(experiment)
+    write, held = run_module.write_atomic, []
+
+    def spy(*arguments: Any) -> None:
+        lock = FileLock(experiment.folder / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            held.append(True)
+        else:
+            lock.release()
+            held.append(False)
+        write(*arguments)
+
+    monkeypatch.setattr(run_module, "write_atomic", spy)
+    run_module._report(experiment, Console(quiet=True))
+    assert held == [True] * 3
 
 
 def test_a_folder_of_something_else_is_refused(load: Load, tmp_path: Path) -> None:

@@ -140,6 +140,35 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         read_study(tmp_path)
 
 
+def test_arms_that_one_seed_has_trained_on_other_data_are_refused(folder: Path) -> None:
+    write_run(folder / "LoRA" / "seed-1" / "run", "lora", data="other")
+    with pytest.raises(StudyError, match="trained on other data") as refused:
+        read_study(folder)
+    message = str(refused.value)
+    assert "train_fingerprint: 'aaaaaaaaaaaaaaaa' and 'other'" in message
+    assert "train_items" not in message
+    assert str(folder / "Full" / "seed-1" / "run") in message
+    assert str(folder / "LoRA" / "seed-1" / "run") in message
+
+
+def test_each_seed_may_have_its_own_training_data_and_so_may_runs_on_their_own(folder: Path, tmp_path: Path) -> None:
+    for one in ARMS:
+        write_run(folder / one["slug"] / "seed-1" / "run", one["method"], data="of seed 1")
+    assert len(read_study(folder).arms) == 3
+    write_run(tmp_path / "alone", "lora", data="of its own")
+    assert len(read_findings([tmp_path / "alone", folder / "LoRA" / "seed-0"]).studies[0].arms) == 2
+
+
+def test_a_study_with_a_damaged_evaluation_is_refused(folder: Path) -> None:
+    """Cut in all arms, the lines would give other means without a word."""
+    for one in ARMS:
+        for seed in (0, 1):
+            items = folder / one["slug"] / f"seed-{seed}" / "evaluation" / "items.jsonl"
+            items.write_text("".join(items.read_text().splitlines(keepends=True)[:100]))
+    with pytest.raises(AfaLoraError, match=r"Full/seed-0/evaluation/items\.jsonl"):
+        read_study(folder)
+
+
 @pytest.mark.parametrize("file", ["results.json", "provenance.json", "metrics.jsonl"])
 def test_a_damaged_file_is_named(folder: Path, file: str) -> None:
     path = folder / "LoRA" / "seed-0" / "run" / file

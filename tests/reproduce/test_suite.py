@@ -1,5 +1,6 @@
 """The files of reproductions: those that come with the package, what they mean, and what is refused."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from afa_lora.core.placement import PLACEMENTS
 from afa_lora.data.commonsense import TASKS
 from afa_lora.reproduce.jobs import Experiment, load_experiment
 from afa_lora.reproduce.suite import read_suite, slug
-from afa_lora.settings import RecipeError, dump_yaml, parse_yaml
+from afa_lora.settings import RecipeError, dump_yaml
 from afa_lora.sft import load_recipe
 from afa_lora.sft.recipe import dump_recipe
 
@@ -61,9 +62,12 @@ def test_table_4_has_two_activations_and_three_lengths_for_each_adapter() -> Non
     assert {name for name, recipe in arms.items() if not recipe.anneals} == {"Full fine-tuning", "LoRA", "DoRA"}
 
 
-@pytest.mark.parametrize("name", ["table1", "table4"])
-def test_paper_values_are_there_and_their_averages_agree(name: str) -> None:
-    """A value in a wrong row would hardly leave the row's average as it is."""
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("table1", "51e434bc7ed24779"), ("table4", "393524f809b46132")],
+)
+def test_paper_values_are_there_and_their_averages_agree(name: str, digest: str) -> None:
+    """A value in a wrong row would hardly leave the row's average as it is; the digest sees a swap within a row."""
     off = {}
     for arm in load(name, "paper").describe().arms:
         assert list(arm.paper) == [*TASKS, "average"]
@@ -71,20 +75,48 @@ def test_paper_values_are_there_and_their_averages_agree(name: str) -> None:
         if abs(mean - arm.paper["average"]) > 0.011:
             off[arm.name] = round(mean, 2), arm.paper["average"]
     assert off == {"Full fine-tuning": (87.04, 87.07)}  # the paper's own
+    rows = "".join(f"{arm.name} {[*arm.paper.values()]}\n" for arm in load(name, "paper").describe().arms)
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == digest
 
 
-def test_the_suites_share_their_scales() -> None:
-    """What differs between the files is on purpose: arms, the words, and how many items figure 3 tests on."""
+def test_a_suite_takes_over_the_scales_of_another(suite: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"tiny": {"train": {"learning_rate": 0.5}, "evaluate": {"limit": 1}, "arms": ["LoRA"]}}
+    other = {**settings, "title": "Another", "like": suite.name, "deviations": ["It is another."], "scales": changes}
+    path = tmp_path / "table9.yaml"
+    path.write_text(dump_yaml(other))
+    mine = load_experiment(path, "tiny", Path("out"), overrides=["adapter.r=2"])
+    theirs = load_experiment(suite, "tiny", Path("out"), arms=["LoRA"])
+    (job,), (their_job,) = mine.jobs, theirs.jobs
+    assert job.recipe.train == {**their_job.recipe.train, "learning_rate": 0.5}
+    assert job.recipe.adapter == {**their_job.recipe.adapter, "r": 2}
+    assert (mine.evaluate.limit, mine.evaluate.max_new_tokens) == (1, theirs.evaluate.max_new_tokens)
+    assert mine.describe().deviations == ["It is another.", *theirs.describe().deviations]
 
-    def shared(name: str) -> dict[str, Any]:
-        scales = parse_yaml((FILES / f"{name}.yaml").read_text(encoding="utf-8"), name)["scales"]
-        for scale in scales.values():
-            scale["evaluate"].pop("limit", None)
-            for key in ("arms", "deviations"):
-                scale.pop(key, None)
-        return dict(scales)
 
-    assert shared("table1") == shared("table4") == shared("figure3")
+def test_mistakes_in_a_suite_like_another_are_told_with_file_and_line(
+    suite: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    other = {**settings, "like": suite.name, "scales": {"tiny": {"evaluate": {"limti": 1}}}}
+    settings["scales"]["tiny"]["train"]["learning_rte"] = 1
+    suite.write_text(dump_yaml(settings))
+    path = tmp_path / "table9.yaml"
+    path.write_text(dump_yaml(other))
+
+    def line(file: Path, key: str) -> int:
+        return 1 + next(i for i, text in enumerate(file.read_text().splitlines()) if text.strip().startswith(key))
+
+    with pytest.raises(RecipeError) as caught:
+        read_suite(path, "tiny")
+    message = str(caught.value)
+    assert f"\n  line {line(path, 'limti')}: scales.tiny.evaluate.limti: no such key" in message
+    assert f"\n  {suite.name}, line {line(suite, 'learning_rte')}: scales.tiny.train.learning_rte: no such" in message
+
+    path.write_text(dump_yaml({**other, "like": "tabel0.yaml"}))
+    with pytest.raises(RecipeError, match=r"There is no recipe .*tabel0\.yaml"):
+        read_suite(path, "tiny")
+    path.write_text(dump_yaml({**other, "like": path.name}))
+    with pytest.raises(RecipeError, match=r"like = 'table9.yaml' has its scales from 'table9.yaml'"):
+        read_suite(path, "tiny")
 
 
 def test_an_arm_is_a_recipe_of_afa_sft(suite: Path, tasks: Path, tmp_path: Path) -> None:
@@ -170,6 +202,28 @@ def test_arms_that_would_share_a_folder_are_refused(settings: dict[str, Any], tm
     path.write_text(dump_yaml(settings))
     with pytest.raises(RecipeError, match="arms 'LoRA' and 'lora' would share the folder lora"):
         read_suite(path, "tiny")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora"])
+def test_two_baselines_of_one_method_are_refused(settings: dict[str, Any], tmp_path: Path, method: str) -> None:
+    first = {"full": "Full", "lora": "LoRA", "dora": "DoRA"}[method]
+    settings["arms"]["Another"] = {"method": method}
+    path = tmp_path / "table0.yaml"
+    path.write_text(dump_yaml(settings))
+    with pytest.raises(RecipeError, match=f"arms '{first}' and 'Another' are both of method {method}"):
+        read_suite(path, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.folder=elsewhere", "folder would be that of the training alone: give --data"),
+        ("data.system=Be brief.", "system must be left out: the arms are tested without a system message"),
+    ],
+)
+def test_what_would_change_the_training_alone_is_refused(suite: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_suite(suite, "tiny", [override])
 
 
 def test_an_unknown_name_gets_the_closest_one(suite: Path, tmp_path: Path) -> None:

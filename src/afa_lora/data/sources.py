@@ -79,7 +79,8 @@ class CommonsenseData(_Source):
     """The folder of the tasks: ``<task>/train.json`` and ``<task>/test.json``, or the original files. Without it and
     ``file``: the hub's original data sets."""
     file: Path | None = None
-    """Train on this file, ``commonsense_170k.json`` or one of that form; ``folder`` then has the test sets."""
+    """Train on this file, ``commonsense_170k.json`` or one of that form; the test sets are those of ``folder``, or else
+    of the hub."""
     tasks: list[str] | None = None
     """The tasks' names, such as ``ARC-Easy``; unless given, all whose train set is there."""
     train_items: PositiveInt | None = None
@@ -93,8 +94,6 @@ class CommonsenseData(_Source):
     def _one_choice(self) -> CommonsenseData:
         if self.file is not None and self.tasks is not None:
             raise ValueError("tasks is for a folder or the hub: the items of a file do not say their task")
-        if self.file is not None and self.folder is None and self.test_items:
-            raise ValueError("test_items beside a file needs a folder, which has the test sets")
         return self
 
 

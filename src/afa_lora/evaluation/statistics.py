@@ -170,7 +170,7 @@ def gap_closed(
     gain, gap = averages[:, 0] - averages[:, 1], averages[:, 2] - averages[:, 1]
     low, high = _interval(gap)
     if low <= TINY:
-        there = f"the 95 % interval of its lead is {100 * low:+.2f} to {100 * high:+.2f} points"
+        there = f"the 95 % interval of its lead is {100 * low:+.2f} to {100 * high:+.2f} points".replace("-", "−")
         return GapClosed(None, None, f"full fine-tuning is not clearly better than the baseline: {there}")
     beyond = np.where(gain > 0, np.inf, -np.inf)  # less than a tail, so no bound of the interval
     ratios = np.divide(gain, gap, out=beyond, where=gap > TINY)

@@ -63,6 +63,7 @@ FILTERS = (
     "duration",
     "gap",
     "mebibytes",
+    "on_seeds",
     "p_value",
     "paper_value",
     "points",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 MINUS = "−"
 NOTHING = "–"
 AVERAGE = "average"
+UNBROKEN = ("average", "paper", "p")  # columns of the terminal's table that keep their width
 HARNESS_HEADS = ("Task", "Metric", "Filter", "Run", "Value", "± standard error", "Items", "Shots", "Task version")
 
 
@@ -62,7 +64,14 @@ def gap(arm: Mapping[str, Any]) -> str:
     if closed["value"] is None:
         return "no clear gap"
     low, high = closed["interval_95"]
-    return f"{share(closed['value'], 0)} % ({share(low, 0)} to {share(high, 0)})"
+    text = f"{share(closed['value'], 0)} % ({share(low, 0)} to {share(high, 0)})"
+    return " ".join(filter(None, (text, on_seeds(closed))))
+
+
+def on_seeds(compared: Mapping[str, Any]) -> str:
+    """``on seed 0 alone`` for a comparison that lacks planned seeds, otherwise nothing."""
+    seeds = compared["seeds"]
+    return f"on seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} alone" if compared["missing_seeds"] else ""
 
 
 def mebibytes(size: int) -> str:
@@ -77,11 +86,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def state(arm: Mapping[str, Any]) -> str:
-    """What of an arm is not finished: ``seeds 0, 1: not started``; without seeds where it is so for all of them."""
+def state(arm: Mapping[str, Any], messages: bool = True) -> str:
+    """What of an arm is not finished: ``seeds 0, 1: not started``; without seeds where it is so for all of them.
+
+    ``messages`` are those of failures.
+    """
     seeds: dict[str, list[str]] = {}
     for entry in arm["unfinished"]:
-        seeds.setdefault(entry["status"], []).append(str(entry["seed"]))
+        status = entry["status"] if messages else entry["status"].partition(":")[0]
+        seeds.setdefault(status, []).append(str(entry["seed"]))
     if len(seeds) == 1 and not arm["seeds"]:
         return next(iter(seeds))
     return "; ".join(f"seed{'s' * (len(some) > 1)} {', '.join(some)}: {status}" for status, some in seeds.items())
@@ -102,12 +115,13 @@ def markdown_table(numbers: Mapping[str, Any]) -> str:
     for arm in arms:
         cells = [_escaped(arm["name"])]
         if arm["accuracy"]:
-            cells += [_cell(arm, key, 1) for key in keys] + [_cell(arm, AVERAGE, 2)]
+            average = [_cell(arm, AVERAGE, 2)] + [_escaped(state(arm))] * bool(arm["unfinished"])
+            cells += [_cell(arm, key, 1) for key in keys] + ["; ".join(average)]
             cells += [accuracy_interval(arm["accuracy"][AVERAGE], 2) or NOTHING]
             cells += [gap(arm) or NOTHING] * with_gap
             cells += [NOTHING if arm["unparsed"] is None else f"{share(arm['unparsed'])} %"]
         else:
-            cells += [NOTHING] * len(keys) + [state(arm)] + [NOTHING] * (len(heads) - len(keys) - 2)
+            cells += [NOTHING] * len(keys) + [_escaped(state(arm))] + [NOTHING] * (len(heads) - len(keys) - 2)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _legend(numbers, with_paper)])
 
@@ -143,9 +157,11 @@ def terminal_table(numbers: Mapping[str, Any]) -> Table:
     if not any(arm["accuracy"] for arm in numbers["arms"]):
         rows = [_terminal_training_row(arm) for arm in numbers["arms"]]
     heads = [head for head in rows[0] if any(row[head] for row in rows)] if rows else []
-    table = Table("", *heads, title=Text(numbers["title"]))
-    for column in table.columns[1:]:
+    table = Table("", *heads, title=Text(numbers["title"]), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.show_edge = False
+    for column, head in zip(table.columns[1:], heads, strict=True):
         column.justify = "right"
+        column.no_wrap = head in UNBROKEN
     for arm, row in zip(numbers["arms"], rows, strict=True):
         table.add_row(Text(arm["name"]), *(Text(row[head]) for head in heads))
     return table
@@ -157,12 +173,15 @@ def _terminal_row(arm: Mapping[str, Any]) -> dict[str, str]:
         "average": accuracy(average, 2) if average else "",
         "95 % interval": accuracy_interval(average, 2) if average else "",
         "paper": paper_value(arm, AVERAGE),
-        "against": f"{comparison['baseline']} {points(comparison['difference'])}" if comparison else "",
+        "against": _against(comparison) if comparison else "",
         "p": p_value(comparison["p_adjusted"]).removeprefix("= ") if comparison else "",
         "gap closed": gap(arm),
-        "unparsed": "" if arm["unparsed"] is None else f"{share(arm['unparsed'])} %",
-        "not finished": state(arm),
+        "not finished": state(arm, messages=False),
     }
+
+
+def _against(comparison: Mapping[str, Any]) -> str:
+    return f"{comparison['baseline']} {points(comparison['difference'])} {on_seeds(comparison)}".rstrip()
 
 
 def _terminal_training_row(arm: Mapping[str, Any]) -> dict[str, str]:
@@ -174,7 +193,7 @@ def _terminal_training_row(arm: Mapping[str, Any]) -> dict[str, str]:
         "peak memory": f"{mebibytes(training['peak_memory_bytes'])} MiB" if training else "",
         "time": duration(training["seconds"]) if training else "",
         "own test items": f"{own['correct']} of {own['items']}" if own else "",
-        "eight tasks": state(arm),
+        "eight tasks": state(arm, messages=False),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from afa_lora.core.errors import InvalidSettingError, unknown_name
 from afa_lora.evaluation.commonsense import EvaluationSettings
 from afa_lora.reproduce.study import EVALUATION, RESULTS, RUN, ArmSettings, StudySettings
-from afa_lora.reproduce.suite import Scale, Suite, read_suite, slug
+from afa_lora.reproduce.suite import Scale, Suite, merged, read_suite, slug
 from afa_lora.sft import Recipe, parse_recipe
 from afa_lora.sft.folder import RunFolder
 
@@ -95,6 +95,11 @@ class Experiment:
         """The seeds of each arm."""
         return list(dict.fromkeys(job.seed for job in self.jobs))
 
+    @property
+    def deviations(self) -> list[str]:
+        """What differs from the paper."""
+        return [*self.suite.deviations, *self.scale.deviations]
+
     def describe(self) -> StudySettings:
         """What ``study.json`` says."""
         recipes = self.arms
@@ -104,7 +109,7 @@ class Experiment:
             paper=self.suite.paper,
             scale=self.scale_name,
             protocol=self.evaluate.protocol,
-            deviations=self.scale.deviations,
+            deviations=self.deviations,
             seeds=self.seeds,
             arms=[self._describe(name, recipes[name]) for name in self.suite.arm_names if name in recipes],
         )
@@ -176,7 +181,7 @@ def _settings(suite: Suite, scale: Scale, name: str, data: Path | None) -> dict[
     arm = suite.arm(name)
     settings = scale.model_dump(include={*SHARED}, exclude_unset=True)
     changes = scale.changes(arm.method).model_dump(exclude_unset=True)
-    settings = _merged(_merged(settings, changes), arm.model_dump(include={"anneal"}, exclude_unset=True))
+    settings = merged(merged(settings, changes), arm.model_dump(include={"anneal"}, exclude_unset=True))
     settings["train"] = settings.get("train", {})
     if data is not None:
         settings["data"]["folder"] = data
@@ -184,12 +189,3 @@ def _settings(suite: Suite, scale: Scale, name: str, data: Path | None) -> dict[
             settings["data"]["file"] = data / scale.data.file
     # The evaluation merges the adapter in memory and tests the arm, so that the run need not.
     return settings | {"method": arm.method, "merge": False, "evaluate": {"before": False}}
-
-
-def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the changes put in."""
-    merged = dict(settings)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged

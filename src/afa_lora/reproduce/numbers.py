@@ -124,6 +124,11 @@ def _common(arm: Arm, other: Arm) -> list[int | None]:
     return [seed for seed in arm.evaluations if seed in other.evaluations]
 
 
+def _compared(arm: Arm, seeds: Sequence[int | None]) -> dict[str, list[int | None]]:
+    """The seeds that a comparison is over, and the planned ones that it is not."""
+    return {"seeds": list(seeds), "missing_seeds": [run.seed for run in arm.runs if run.seed not in seeds]}
+
+
 def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
     """The paired test over items, the seeds averaged; with two or more, also the difference's interval over them."""
     seeds = _common(arm, baseline)
@@ -135,7 +140,7 @@ def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
     ]
     return {
         "baseline": baseline.name,
-        "seeds": seeds,
+        **_compared(arm, seeds),
         **asdict(test),
         "p_adjusted": test.p_value,
         "per_seed": differences,
@@ -155,7 +160,7 @@ def _gap_closed(arm: Arm, baseline: Arm, full: Arm) -> dict[str, Any] | None:
         return None
     afa, lora, all_weights = ([_answers(side.evaluations[seed]) for seed in seeds] for side in (arm, baseline, full))
     gap = gap_closed(afa, lora, all_weights)
-    return {**asdict(gap), "seeds": seeds}
+    return {**asdict(gap), **_compared(arm, seeds)}
 
 
 def _paper_gap(arm: Arm, baseline: Arm, full: Arm) -> float | None:
@@ -202,14 +207,14 @@ def _tasks(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _provenance(study: Study) -> dict[str, list[str]]:
     """Versions, hardware, commits and fingerprints: every value that occurs."""
     found: dict[str, list[str]] = {}
-    trainings = [training.provenance for arm in study.arms for training in arm.trainings]
+    trainings = [training for arm in study.arms for training in arm.trainings]
     facts = [
         {
-            **entry["environment"],
-            "git commit": _commit(entry.get("git")),
-            "training data": f"{entry['data']['train_items']} items, fingerprint {entry['data']['train_fingerprint']}",
+            **training.provenance["environment"],
+            "git commit": _commit(training.provenance.get("git")),
+            "training data": f"{training.data['train_items']} items, fingerprint {training.data['train_fingerprint']}",
         }
-        for entry in trainings
+        for training in trainings
     ]
     facts += [evaluation.results.get("environment", {}) for evaluation in study.evaluations]
     for fact in facts:

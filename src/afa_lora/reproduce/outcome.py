@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from afa_lora.evaluation.statistics import SIGNIFICANCE
-from afa_lora.report.tables import p_value, points, points_interval
+from afa_lora.report.tables import on_seeds, p_value, points, points_interval
 
 Arm = Mapping[str, Any]
 Comparison = Mapping[str, Any]
@@ -16,7 +16,8 @@ def outcome(numbers: Mapping[str, Any]) -> list[str]:
     """The findings, the most important one first; the argument is that of `study_numbers`, but for these.
 
     An arm counts as better or worse than its baseline if the paired test over the items says so at 5 %, adjusted for
-    the number of arms, and if, with two seeds or more, Student's interval over the seeds leaves 0 out as well.
+    the number of arms, and if Student's interval over the seeds leaves 0 out as well. A study of one seed has no such
+    interval; one of several seeds that was compared on the first only does not tell yet.
     """
     arms = numbers["arms"]
     if numbers["artifact"] is None:
@@ -28,7 +29,7 @@ def outcome(numbers: Mapping[str, Any]) -> list[str]:
         group = [arm for arm in arms if arm["family"] == family]
         sentences += _family(group) if any(arm["accuracy"] for arm in group) else []
     sentences += [_full(arm) for arm in arms if arm["family"] == "full" and arm["comparison"]]
-    return sentences + _seeds(numbers) + _unfinished(arms)
+    return sentences + _other_seeds(arms) + _one_seed(numbers) + _unfinished(arms)
 
 
 def _family(group: Sequence[Arm]) -> list[str]:
@@ -66,9 +67,11 @@ def _clear(word: str, some: Sequence[Arm], compared: Sequence[Arm], kind: str) -
 
 
 def _unsure(some: Sequence[Arm], kind: str) -> str:
+    reasons = {"one seed of several is compared": False, "the interval over the seeds holds 0": True}
+    there = [reason for reason, has in reasons.items() if any(_has_interval(arm) == has for arm in some)]
     return (
-        f"On these test items {_named(some)} {'does' if len(some) == 1 else 'do'} differ from {kind}, but the interval "
-        "over the seeds holds 0: other seeds may show otherwise."
+        f"On these test items {_named(some)} {'does' if len(some) == 1 else 'do'} differ from {kind}, but "
+        f"{' or '.join(there)}: other seeds may show otherwise."
     )
 
 
@@ -88,7 +91,12 @@ def _differs_on_items(comparison: Comparison) -> bool:
 
 def _is_clear(comparison: Comparison) -> bool:
     interval = comparison["seed_interval_95"]
-    return _differs_on_items(comparison) and (interval is None or interval[0] > 0 or interval[1] < 0)
+    over_seeds = interval[0] > 0 or interval[1] < 0 if interval else not comparison["missing_seeds"]
+    return _differs_on_items(comparison) and over_seeds
+
+
+def _has_interval(arm: Arm) -> bool:
+    return arm["comparison"]["seed_interval_95"] is not None
 
 
 def _difference(arm: Arm) -> str:
@@ -99,16 +107,34 @@ def _difference(arm: Arm) -> str:
         parts.append(f"over {len(comparison['seeds'])} seeds {points_interval(comparison['seed_interval_95'])}")
     adjusted = " adjusted" if comparison["p_adjusted"] != comparison["p_value"] else ""
     parts.append(f"{adjusted.strip()} p {p_value(comparison['p_adjusted'])}".strip())
-    return f"{points(comparison['difference'])} points ({', '.join(parts)})"
+    return f"{_points(comparison)} ({', '.join(parts)})"
 
 
 def _named(arms: Iterable[Arm]) -> str:
     """The arms with their differences, the largest first."""
     ordered = sorted(arms, key=lambda arm: -abs(arm["comparison"]["difference"]))
-    return ", ".join(f"{arm['name']} ({points(arm['comparison']['difference'])} points)" for arm in ordered)
+    return ", ".join(f"{arm['name']} ({_points(arm['comparison'])})" for arm in ordered)
 
 
-def _seeds(numbers: Mapping[str, Any]) -> list[str]:
+def _points(comparison: Comparison) -> str:
+    """``+1.20 points``, with the seeds if they are not all."""
+    return " ".join(filter(None, (f"{points(comparison['difference'])} points", on_seeds(comparison))))
+
+
+def _other_seeds(arms: Sequence[Arm]) -> list[str]:
+    """That a difference is not the one of the tables' averages, where these are over more seeds."""
+    seeds = {arm["name"]: arm["seeds"] for arm in arms}
+    compared = [(arm, arm["comparison"]) for arm in arms if arm["comparison"]]
+    other = [arm["name"] for arm, test in compared if not test["seeds"] == arm["seeds"] == seeds[test["baseline"]]]
+    if not other:
+        return []
+    return [
+        "The averages are over all finished seeds of an arm, the differences over those of both arms: for "
+        f"{', '.join(other)} the two do not agree."
+    ]
+
+
+def _one_seed(numbers: Mapping[str, Any]) -> list[str]:
     if len(numbers["seeds"]) > 1:
         return []
     return [
@@ -120,5 +146,10 @@ def _unfinished(arms: Sequence[Arm]) -> list[str]:
     missing = [arm for arm in arms if arm["unfinished"]]
     if not missing:
         return []
-    names = ", ".join(arm["name"] for arm in missing)
+    names = ", ".join(arm["name"] + _finished_seeds(arm) for arm in missing)
     return [f"Not finished: {len(missing)} of {len(arms)} arms ({names})."]
+
+
+def _finished_seeds(arm: Arm) -> str:
+    done = len(arm["seeds"])
+    return f": {done} of {done + len(arm['unfinished'])} seeds done" if done else ""

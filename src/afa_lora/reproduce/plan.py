@@ -95,7 +95,7 @@ def plan_experiment(experiment: Experiment, shapes: Path, report: Callable[[str]
     """Work out steps, tokens, memory and hours of every arm.
 
     Data are read if the experiment names their folder, and no weights. Arms of one method share an estimate: they
-    differ in their annealing alone, which changes no memory, and a thousandth of the products.
+    differ in their annealing alone, which changes no memory, and the products by a hundredth at most.
 
     Args:
         experiment: from `load_experiment`.
@@ -137,7 +137,7 @@ def _items(experiment: Experiment, tokenizer: PreTrainedTokenizerBase | None, re
             return item_lengths(samples, tokenizer, training_arguments(recipe))
         count = len(samples)
     if count is None:
-        raise InvalidSettingError("plan.items is needed to know how many items there are. Set it, or give --data.")
+        raise InvalidSettingError("How many train items there are, the data say: give --data, or set plan.items.")
     return count
 
 

@@ -32,7 +32,7 @@ def print_plan(plan: ExperimentPlan, console: Console) -> None:
     for note in _notes(plan):
         say(note)
     say("What differs from the paper:")
-    for deviation in plan.experiment.scale.deviations:
+    for deviation in plan.experiment.deviations:
         say(f"- {deviation}")
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.reproduce.jobs import Experiment
-from afa_lora.reproduce.study import STUDY, StudyError
+from afa_lora.reproduce.study import STUDY, StudyError, read_study
 
 HARMLESS = {"title", "paper", "deviations", "seeds", "arms"}  # words, and what a folder may grow by
+HARMLESS_OF_AN_ARM = {"paper", "settings.data.folder", "settings.data.file"}  # `check_data` compares what is in them
 HARMLESS_EVALUATION = {"batch_size"}
+LOCK = ".lock"  # of all that is written beside study.json
 
 
 def record(experiment: Experiment) -> None:
@@ -27,12 +30,36 @@ def record(experiment: Experiment) -> None:
     if used and not path.is_file():
         raise StudyError(f"{experiment.folder} holds files of something else. Choose another folder (--out).")
     experiment.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(experiment.folder / ".lock"):
+    with FileLock(experiment.folder / LOCK):
         remove_leftovers(experiment.folder)
         present = _present(experiment)
         if path.is_file():
             present = _with_earlier(experiment, present, json.loads(path.read_text(encoding="utf-8")))
         write_atomic(path, json.dumps(present, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_data(folder: Path, train: str | None, tests: str) -> None:
+    """Refuse to go on with other data than the finished arms of a study had.
+
+    Args:
+        folder: of the study.
+        train: the fingerprint of the train items; ``None`` if nothing is to be trained.
+        tests: the fingerprint of the test items.
+
+    Raises:
+        StudyError: the data are others, the finished arms had not all the same, or a file is damaged.
+        EvaluationError: the files of an evaluation do not agree.
+    """
+    runs = {f"{arm.name}, seed {run.seed}": run for arm in read_study(folder).arms for run in arm.runs}
+    trained = {name: run.training.data["train_fingerprint"] for name, run in runs.items() if run.training}
+    tested = {name: run.evaluation.settings.get("data") for name, run in runs.items() if run.evaluation}
+    for what, present, earlier in (("train", train, trained), ("test", tests, tested)):
+        for name, fingerprint in earlier.items():
+            if present not in (None, fingerprint):
+                raise StudyError(
+                    f"{folder}: the {what} items are not those of {name}: their fingerprint was {fingerprint}, and is "
+                    f"{present} now. Restore the data, or choose another folder (--out)."
+                )
 
 
 def _present(experiment: Experiment) -> dict[str, Any]:
@@ -52,7 +79,7 @@ def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict
     changes += [f"arm {name!r}: it is not among the arms any more" for name in arms if name not in order]
     for arm in present["arms"]:
         if arm["name"] in arms:
-            changes += [f"{arm['name']}: {line}" for line in _differences(arms[arm["name"]], arm, {"paper"})]
+            changes += [f"{arm['name']}: {line}" for line in _differences(arms[arm["name"]], arm, HARMLESS_OF_AN_ARM)]
     if changes:
         raise StudyError(
             "\n  ".join([f"{experiment.folder} holds another study. There it is, here it is:", *changes])
@@ -67,10 +94,11 @@ def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict
 
 
 def _differences(old: Any, new: Any, ignored: set[str], key: str = "") -> Iterator[str]:
-    """Where two nested settings differ: the dotted key, the old and the new value."""
+    """Where two nested settings differ outside the ignored dotted keys: the key, the old and the new value."""
+    if key in ignored:
+        return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in dict.fromkeys([*old, *new]):
-            if name not in ignored:
-                yield from _differences(old.get(name), new.get(name), set(), f"{key}.{name}" if key else name)
+            yield from _differences(old.get(name), new.get(name), ignored, f"{key}.{name}" if key else name)
     elif old != new:
         yield f"{key}: {old!r} → {new!r}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afa_lora.files import write_atomic
 from afa_lora.report.curves import Curve, beta_svg, loss_svg, mean_curve
 from afa_lora.report.page import Figure, render_page
 from afa_lora.report.tables import markdown_report
@@ -51,25 +50,6 @@ def make_report(folders: Sequence[Path]) -> Report:
     return Report(numbers, page, markdown_report(numbers))
 
 
-def write_report(
-    folders: Sequence[Path], page: Path, markdown: Path | None = None, numbers: Path | None = None
-) -> dict[str, Any]:
-    """Make a report and write the forms of it that have a path, each file whole or not at all.
-
-    Returns:
-        all numbers, as ``numbers`` holds them in JSON.
-
-    Raises:
-        StudyError: as `make_report`.
-        OSError: a file cannot be written.
-    """
-    report = make_report(folders)
-    for path, content in ((page, report.page), (markdown, report.markdown), (numbers, report.json)):
-        if path is not None:
-            write_atomic(path, content)
-    return report.numbers
-
-
 def draw_figures(study: Study) -> list[Figure]:
     """The losses of each family beside full fine-tuning, and β."""
     trained = [arm for arm in study.arms if arm.trainings and _curve(arm).loss]
@@ -89,7 +69,7 @@ def _loss_figure(name: str, arms: Sequence[Arm]) -> Figure:
     mean = ", the mean over the seeds" if any(len(arm.trainings) > 1 for arm in arms) else ""
     caption = f"{name}{mean}, smoothed."
     if any(curve.window for curve in curves):
-        caption += " Shaded: the steps with β > 0."
+        caption += " Shaded: the steps with β\N{NO-BREAK SPACE}>\N{NO-BREAK SPACE}0."
     legend = tuple((curve.name, style) for style, curve in enumerate(curves))
     return Figure(caption, loss_svg(curves, range(len(curves))), legend)
 

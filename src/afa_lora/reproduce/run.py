@@ -19,7 +19,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
+from afa_lora.data import fingerprint, load_data
 from afa_lora.data.commonsense import CommonsenseItem, read_tests
+from afa_lora.data.commonsense.sets import items_fingerprint
 from afa_lora.evaluation.commonsense import evaluate_commonsense
 from afa_lora.evaluation.commonsense.run import EvaluationStopped
 from afa_lora.evaluation.loading import load_evaluated
@@ -27,7 +29,7 @@ from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.report.curves import mean_curve, plot_curves
 from afa_lora.report.tables import terminal_table
 from afa_lora.reproduce.jobs import Experiment, Job
-from afa_lora.reproduce.record import record
+from afa_lora.reproduce.record import LOCK, check_data, record
 from afa_lora.reproduce.report import make_report
 from afa_lora.reproduce.study import RESULTS, read_study
 from afa_lora.running.stopping import terminable
@@ -35,7 +37,6 @@ from afa_lora.sft import run_sft
 from afa_lora.sft.failures import RunInterrupted
 from afa_lora.sft.loading import training_precision
 
-LOCK, REPORT_LOCK = ".lock", ".report.lock"
 PAGE, TABLE = "report.html", "table.md"
 FAILURE = "failure.json"
 
@@ -55,8 +56,8 @@ def run_experiment(experiment: Experiment, console: Console | None = None) -> di
         what has failed here, and why.
 
     Raises:
-        StudyError: the folder holds another study.
-        DataError: the test items cannot be read.
+        StudyError: the folder holds another study, or arms of other data.
+        DataError: the data cannot be read.
         RunInterrupted, EvaluationStopped: Ctrl-C or SIGTERM.
     """
     record(experiment)
@@ -82,8 +83,7 @@ class _Runner:
     def run_all(self) -> None:
         """Take jobs until none is left that nobody holds."""
         left = list(self.experiment.jobs)
-        if not all(job.done for job in left):
-            self.say(f"{len(self.tests):,} test items.")  # before anything is trained: they may not be there
+        self.check_data()
         while taken := [job for job in left if self.take(job)]:
             left = [job for job in left if job not in taken]
         for job in left:
@@ -92,6 +92,16 @@ class _Runner:
             for job in left:
                 with FileLock(job.folder / LOCK):
                     pass
+
+    def check_data(self) -> None:
+        """Read the data before anything is trained: they may not be there, or not be those of the finished arms."""
+        jobs, train = self.experiment.jobs, None
+        if all(job.done for job in jobs):
+            return
+        self.say(f"{len(self.tests):,} test items.")
+        if not all(job.trained for job in jobs):
+            train = fingerprint(load_data(jobs[0].recipe.data, lambda line: None).train)  # each training says the lines
+        check_data(self.experiment.folder, train, items_fingerprint(self.tests))
 
     def take(self, job: Job) -> bool:
         """Do a job unless another process holds it; returns whether nothing is left to do here."""
@@ -152,7 +162,7 @@ class _Runner:
 def _report(experiment: Experiment, console: Console) -> None:
     """Write what there is by now; of several processes the last one to end finds all of it there."""
     folder, figure = experiment.folder, experiment.suite.figure
-    with FileLock(folder / REPORT_LOCK):
+    with FileLock(folder / LOCK):
         made = make_report([folder])
         for name, content in ((PAGE, made.page), (TABLE, made.markdown), (RESULTS, made.json)):
             write_atomic(folder / name, content)

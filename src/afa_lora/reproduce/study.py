@@ -25,6 +25,7 @@ HARNESS = "lm-evaluation-harness"  # the source of its numbers
 # rest says whose answers they are, or explains why the items differ.
 DECISIVE = ("protocol", "prompt", "max_new_tokens", "beams", "data")
 EXPLAINING = ("tasks", "limit")
+TRAINED_ON = ("train_items", "train_fingerprint")  # the same for the arms of a study, seed by seed
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class Training:
         peak_memory: bytes; on CUDA those of the device, elsewhere resident ones of the process.
         seconds: of training.
         own_test: correct answers, items and interval on the run's own test items; ``None`` if it had none.
+        data: number and fingerprint of what it was trained on.
         provenance: of its last start, as `afa_lora.sft.folder.RunFolder.record_start` wrote it.
     """
 
@@ -89,6 +91,7 @@ class Training:
     peak_memory: int
     seconds: float
     own_test: Mapping[str, Any] | None
+    data: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
 
@@ -181,7 +184,9 @@ def read_study(folder: Path) -> Study:
     """Read a study as far as it has come; an arm without results is there with its status.
 
     Raises:
-        StudyError: there is none in ``folder``, a file of it is damaged, or its evaluations are not of one kind.
+        StudyError: there is none in ``folder``, a file of it is damaged, its evaluations are not of one kind, or with
+            one seed its arms were trained on different data.
+        EvaluationError: the files of an evaluation do not agree.
     """
     path = folder / STUDY
     if not path.is_file():
@@ -196,6 +201,7 @@ def read_study(folder: Path) -> Study:
         places = [(seed, folder / arm.slug / f"seed-{seed}") for seed in read.seeds]
         runs = tuple(_with_failure(_read_seed(seed, place / RUN, place / EVALUATION), place) for seed, place in places)
         arms.append(Arm(**arm.model_dump(), runs=runs))
+    _check_training_data(folder, arms)
     return _checked(
         Study(read.artifact, read.title, read.paper, read.scale, tuple(read.deviations), tuple(read.seeds), tuple(arms))
     )
@@ -223,6 +229,22 @@ def _checked(study: Study) -> Study:
                 "same way, or report on them one at a time."
             )
     return study
+
+
+def _check_training_data(folder: Path, arms: Sequence[Arm]) -> None:
+    """Refuse arms that saw other items, or the same in another order, with the same seed."""
+    first: dict[int | None, tuple[Path, Mapping[str, Any]]] = {}
+    for arm in arms:
+        for run in arm.runs:
+            if run.training is None:
+                continue
+            place, data = folder / arm.slug / f"seed-{run.seed}" / RUN, run.training.data
+            other, known = first.setdefault(run.seed, (place, data))
+            if different := [f"{key}: {known[key]!r} and {data[key]!r}" for key in data if known[key] != data[key]]:
+                raise StudyError(
+                    "\n  ".join([f"{other} and {place} were trained on other data:", *different])
+                    + "\nTrain all arms on the same: remove the folders of those that are to be trained again."
+                )
 
 
 def _read_seed(seed: int | None, run: Path, evaluation: Path) -> SeedRun:
@@ -259,6 +281,7 @@ def _read_training(folder: Path) -> Training:
             peak_memory=results["peak_memory_bytes"],
             seconds=results["training_seconds"],
             own_test=results["accuracy_after"],
+            data={key: provenance[-1]["data"][key] for key in TRAINED_ON},
             provenance=provenance[-1],
         )
     except (KeyError, IndexError, TypeError) as error:

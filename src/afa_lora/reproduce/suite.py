@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +12,7 @@ from trl import SFTConfig
 from afa_lora.core.errors import unknown_name
 from afa_lora.data import CommonsenseData
 from afa_lora.evaluation.commonsense import EvaluationSettings
-from afa_lora.settings import Arguments, Section, read_settings, validate
+from afa_lora.settings import Arguments, RecipeError, Section, read_settings, validate
 from afa_lora.sft.recipe import (
     TRAIN_KEYS_ELSEWHERE,
     TRAIN_TYPES,
@@ -22,6 +22,7 @@ from afa_lora.sft.recipe import (
     Method,
 )
 
+BASELINES = ("full", "lora", "dora")  # what the annealed arms are compared with
 TRAIN_KEYS_OF_AN_ARM = {**TRAIN_KEYS_ELSEWHERE, "seed": "seeds"}
 TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_OF_AN_ARM, TRAIN_TYPES)]
 
@@ -104,9 +105,13 @@ class Scale(Section):
 
     @field_validator("data")
     @classmethod
-    def _train_on_all(cls, data: CommonsenseData) -> CommonsenseData:
+    def _train_and_test_alike(cls, data: CommonsenseData) -> CommonsenseData:
         if data.test_items:
             raise ValueError("test_items must be 0: the arms are tested on the eight test sets, by 'evaluate'")
+        if data.folder is not None:
+            raise ValueError("folder would be that of the training alone: give --data, which is that of the tests too")
+        if data.system is not None:
+            raise ValueError("system must be left out: the arms are tested without a system message")
         return data
 
     def changes(self, method: str) -> Changes:
@@ -126,20 +131,27 @@ class Suite(Section):
     """The tasks that the paper's numbers are of, and ``average``."""
     figure: str | None = None
     """The name of a PNG with the loss curves of all arms, if the report is to have that figure beside it."""
+    deviations: list[str] = Field(default_factory=list)
+    """What differs from the paper at every scale; the scale's own come after it."""
     arms: Section
     """The rows of the table by name."""
+    like: str | None = None
+    """A suite in the same folder whose scales are this one's too; ``scales`` then has what is changed in them."""
     scales: Section
     """The scales by name."""
 
     @model_validator(mode="after")
     def _check_arms(self) -> Suite:
         slugs: dict[str, str] = {}
+        baselines: dict[str, str] = {}
         for name, arm in self.arms:
             if arm.paper and len(arm.paper) != len(self.columns):
                 raise ValueError(f"arms.{name}.paper has {len(arm.paper)} numbers, columns {len(self.columns)} names")
             other = slugs.setdefault(slug(name), name)
             if other != name:
                 raise ValueError(f"arms {other!r} and {name!r} would share the folder {slug(name)}")
+            if arm.method in BASELINES and (other := baselines.setdefault(arm.method, name)) != name:
+                raise ValueError(f"arms {other!r} and {name!r} are both of method {arm.method}: it is one baseline")
         for key, scale in self.scales:
             for name in scale.arms:
                 if name not in self.arm_names:
@@ -168,11 +180,11 @@ def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[S
         InvalidSettingError: there is no such scale.
         RecipeError: no such file, no YAML, an override without a value, or one line for each setting that is wrong.
     """
-    settings, lines = read_settings(path)
+    settings, _ = _read(path)
     scales = settings.get("scales")
     if isinstance(scales, dict) and scales and scale not in scales:
         raise unknown_name("scale", scale, scales)
-    settings, lines = read_settings(path, [f"scales.{scale}.{override}" for override in overrides])
+    settings, lines = _read(path, [f"scales.{scale}.{override}" for override in overrides])
     suite: type[Suite] = create_model(
         "Suite",
         __base__=Suite,
@@ -181,6 +193,28 @@ def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[S
     )
     read = validate(suite, settings, str(path), lines)
     return read, dict(read.scales)[scale]
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with the changes put in."""
+    result = dict(settings)
+    for key, value in changes.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `read_settings` gives, with the scales of the suite that ``like`` names."""
+    settings, lines = read_settings(path, overrides)
+    like = settings.get("like")
+    if not isinstance(like, str):
+        return settings, lines
+    other, there = read_settings(path.parent / like)
+    if "like" in other:
+        raise RecipeError(f"{path}: like = {like!r} has its scales from {other['like']!r}. Name that one.")
+    theirs = {key: f"{like}, {line}" for key, line in there.items() if key.startswith("scales.")}
+    return merged({"scales": other.get("scales")}, settings), theirs | lines
 
 
 def slug(name: str) -> str:

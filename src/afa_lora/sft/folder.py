@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # What may be changed before a run goes on: it ends the same.
 HARMLESS = {
     "output",  # the folder itself, spelt in another way
+    *("data.folder", "data.file"),  # what is read there is compared by its fingerprint
     "merge",
     "evaluate.batch_size",
     *(f"train.{key}" for key in ("save_total_limit", "save_steps", "save_strategy", "per_device_eval_batch_size")),

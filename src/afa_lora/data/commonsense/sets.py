@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from afa_lora.data.commonsense.files import Part, not_there, read_mixed, read_set
@@ -71,21 +74,24 @@ def read_mix(folder: Path | None, tasks: Sequence[str] | None = None, report: Re
 
 
 def read_mix_file(path: Path, folder: Path | None, report: Report = print) -> list[CommonsenseItem]:
-    """The items of a file such as ``commonsense_170k.json``, without those that are in a test set of the folder.
+    """The items of a file such as ``commonsense_170k.json``, without those that are in a test set.
 
     Args:
         path: a list of items in the LLM-Adapters form; the same item may be in it twice.
-        folder: as for `read_tests`; without it nothing is compared, and the report says so.
+        folder: as for `read_tests`; None takes the hub's test sets.
         report: takes one line for the file, and one for the whole.
 
     Raises:
-        DataError: no such file or folder, or items that cannot be read.
+        DataError: no such file or folder, the hub cannot be reached, or items that cannot be read.
     """
     items = read_mixed(Path(os.path.expanduser(path)), report)
-    if folder is None:
-        report("Not compared with any test set: data.folder names none.")
-        return _untested(items, {}, report)
     return _untested(items, _read_sets(folder, find_tasks(None), "test", lambda line: None), report)
+
+
+def items_fingerprint(items: Sequence[CommonsenseItem]) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over all that is in the items, in order."""
+    text = json.dumps([asdict(item) for item in items], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_sets(

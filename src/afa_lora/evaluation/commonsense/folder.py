@@ -132,7 +132,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read a finished evaluation.
 
     Raises:
-        EvaluationError: there is none in ``folder``, or it is not finished, or a file of it is damaged.
+        EvaluationError: there is none in ``folder``, or it is not finished, or a file of it is damaged, or the items
+            are not those of the numbers.
     """
     files = EvaluationFolder(folder)
     if not files.results.is_file():
@@ -144,13 +145,31 @@ def read_evaluation(folder: Path) -> Evaluation:
             )
         raise EvaluationError(f"{folder} holds no evaluation: there is no {RESULTS}.")
     results = _read_json(files.results)
-    if not isinstance(results.get("tasks"), dict):
+    tasks = results.get("tasks")
+    if not isinstance(tasks, dict) or not all(isinstance(numbers, dict) for numbers in tasks.values()):
         raise EvaluationError(f"{files.results} is not of an evaluation of the eight tasks.")
     settings = _read_json(files.settings) if files.settings.is_file() else results.get("settings", {})
-    correct: dict[str, dict[int, bool]] = {task: {} for task in results["tasks"]} if files.items.is_file() else {}
+    correct: dict[str, dict[int, bool]] = {task: {} for task in tasks} if files.items.is_file() else {}
     for line in read_lines(files.items):
         correct.setdefault(line["task"], {})[line["index"]] = line["correct"]
+    for task in {**tasks, **correct}:
+        _check_counts(files, task, tasks.get(task, {}), correct.get(task, {}))
     return Evaluation(folder, settings, results, correct)
+
+
+def _check_counts(files: EvaluationFolder, task: str, numbers: Mapping[str, Any], correct: Mapping[int, bool]) -> None:
+    """Refuse items of a task that are not those of its numbers; another program's count no right answers."""
+    if "correct" not in numbers and not correct:
+        return
+    remedy = f"Restore it, or remove {files.results} and evaluate again: only what is missing is answered anew."
+    if not files.items.is_file():
+        raise EvaluationError(f"{files.path} gives no items: {files.items} is not there. {remedy}")
+    items, right = len(correct), sum(value is True for value in correct.values())
+    if (items, right) != (numbers.get("items", 0), numbers.get("correct", 0)):
+        raise EvaluationError(
+            f"{files.items} holds {items} item{'s' * (items != 1)} of {task}, {right} of them right, but {RESULTS} "
+            f"tells of {numbers.get('items', 0)} and {numbers.get('correct', 0)}. {remedy}"
+        )
 
 
 def read_lines(path: Path) -> list[Line]:
