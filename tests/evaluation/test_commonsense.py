@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from afa_lora.core.errors import AfaLoraError
 from afa_lora.data.commonsense import find_answer
 from afa_lora.evaluation.commonsense import (
     EvaluationError,
@@ -21,7 +22,7 @@ from afa_lora.evaluation.commonsense import (
 )
 from afa_lora.evaluation.commonsense.folder import read_lines
 from afa_lora.evaluation.commonsense.protocols import Generated, Scored, render_prompts
-from afa_lora.evaluation.generate import generate_batch, longest_first
+from afa_lora.evaluation.generate import evaluating, generate_batch, longest_first
 from tests.evaluation.commonsense import make_items
 from tests.tiny_chat import TEMPLATE, save_tiny_chat_model
 
@@ -84,12 +85,16 @@ def test_an_answer_that_is_complete_ends_the_generation_and_not_the_parsing(
 
 def test_what_is_generated_is_the_most_likely(chat: tuple[Any, Any]) -> None:
     model, tokenizer = chat
-    model.generation_config.repetition_penalty = 5.0  # of the model's own, for conversations
-    model.generation_config.do_sample = True
+    own = model.generation_config  # the model's, for conversations
+    own.repetition_penalty, own.do_sample, own.no_repeat_ngram_size, own.min_new_tokens = 5.0, True, 1, 5
     asked = generated(model, tokenizer, batch_size=4, max_new_tokens=5)
-    found = {
-        i: reply.record["text"] for batch in asked.batches for i, reply in zip(batch, asked.answer(batch), strict=True)
-    }
+    with evaluating(model):
+        found = {
+            i: reply.record["text"]
+            for batch in asked.batches
+            for i, reply in zip(batch, asked.answer(batch), strict=True)
+        }
+    assert model.generation_config is own
     for i, prompt in enumerate(render_prompts(tokenizer, ITEMS, EvaluationSettings())):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         for _ in range(5):
@@ -148,13 +153,23 @@ def test_the_likeliest_answer_counts(taught: Any, chat: tuple[Any, Any]) -> None
             assert scores[reply.given] == max(scores.values()) < 0
 
 
-def test_a_model_without_numbers_is_refused(chat: tuple[Any, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ("likelihood", r"ARC-Easy, item \d: the model's log-probabilities are not numbers"),
+        ("paper", r"The model's logits are not numbers \(NaN\)"),
+    ],
+)
+def test_a_model_without_numbers_is_refused(
+    chat: tuple[Any, Any], tmp_path: Path, protocol: Literal["paper", "likelihood"], message: str
+) -> None:
     model, tokenizer = chat
     model.model.norm.weight.data[0] = math.nan
-    with pytest.raises(EvaluationError, match=r"ARC-Easy, item \d: the model's log-probabilities are not numbers"):
+    with pytest.raises(AfaLoraError, match=message):
         evaluate_commonsense(
-            model, tokenizer, ITEMS, EvaluationSettings(protocol="likelihood"), tmp_path / "nan", Console(quiet=True)
+            model, tokenizer, ITEMS, EvaluationSettings(protocol=protocol), tmp_path / "nan", Console(quiet=True)
         )
+    assert not (tmp_path / "nan" / "results.json").exists()
 
 
 def test_what_is_not_parsed_is_wrong_and_counted(

@@ -8,10 +8,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from afa_lora.core.errors import AfaLoraError
 from afa_lora.data.records import Message
+
+
+class NoNumbersError(AfaLoraError):
+    """A model computes NaN."""
 
 
 def generate_answers(
@@ -64,13 +78,16 @@ def generate_batch(
     """Answer prompts together; the arguments are those of `generate_answers`, and prompts are given in tokens.
 
     Args:
-        model: in evaluation mode.
+        model: inside `evaluating`.
         tokenizer: for the special tokens, and to decode.
         token_ids: the prompts.
         max_new_tokens: longest answer, in tokens.
         beams: 1 takes the most likely token each time; more search with so many beams.
         done: says of an unfinished answer that nothing which may follow matters; it is not generated then. Without
             beams only.
+
+    Raises:
+        NoNumbersError: a logit is NaN.
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
     numbers = range(len(token_ids))
@@ -78,7 +95,7 @@ def generate_batch(
     batch = _left_padded([token_ids[i] for i in chosen], _pad_token(tokenizer), model.device)
     start = batch["input_ids"].shape[1]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": beams}
-    options["repetition_penalty"] = 1.0  # some models bring one for their conversations
+    options["logits_processor"] = LogitsProcessorList([_Numbers()])
     if done is not None:
         options["stopping_criteria"] = StoppingCriteriaList([_Done(tokenizer, start, done)])
     if _is_sharded(model):
@@ -111,13 +128,29 @@ def longest_first(lengths: Sequence[int], items: int | None, tokens: int | None 
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Have ``model`` in evaluation mode inside the block."""
-    was_training = model.training
+    """Have ``model`` in evaluation mode inside the block, and without what it brings for its conversations.
+
+    Some models come with a repetition penalty or tokens that are never generated: `generate` would apply them.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    was_training, own = model.training, base.generation_config
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.eval()
+    base.generation_config = GenerationConfig(**tokens)
     try:
         yield
     finally:
+        base.generation_config = own
         model.train(was_training)
+
+
+class _Numbers(LogitsProcessor):
+    """Changes nothing, and refuses logits that are not numbers: their answers would pass for wrong ones."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if torch.isnan(scores).any():
+            raise NoNumbersError("The model's logits are not numbers (NaN): it cannot answer. Look at its weights.")
+        return scores
 
 
 class _Done(StoppingCriteria):

@@ -6,7 +6,7 @@ and ``hub`` where the items come from, ``sets`` the test sets and the training m
 
 from afa_lora.data.commonsense.answers import find_answer
 from afa_lora.data.commonsense.items import ANSWER_PREFIX, CommonsenseItem
-from afa_lora.data.commonsense.sets import read_mix, read_mix_file, read_tests
+from afa_lora.data.commonsense.sets import items_fingerprint, read_mix, read_mix_file, read_tests
 from afa_lora.data.commonsense.tasks import TASKS, Task
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "CommonsenseItem",
     "Task",
     "find_answer",
+    "items_fingerprint",
     "read_mix",
     "read_mix_file",
     "read_tests",

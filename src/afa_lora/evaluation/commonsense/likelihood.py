@@ -40,7 +40,7 @@ def to_question(tokenizer: PreTrainedTokenizerBase, prompt: str, answers: Sequen
     """
     alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     wholes = [tokenizer(prompt + answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    shared = min(_common([wholes[0], *wholes]), min(map(len, wholes)) - 1)
+    shared = min(_common(wholes), min(map(len, wholes)) - 1)
     start = min(_common([alone, *wholes]), shared)
     return Question(tuple(wholes[0][:shared]), start, tuple(tuple(whole[shared:]) for whole in wholes))
 
@@ -52,16 +52,18 @@ class Likelihood:
         model: any causal language model, in evaluation mode. If it caches plain keys and values, what all questions
             begin with is computed once, here.
         questions: those that will be asked.
+
+    Attributes:
+        known: how many tokens of each question are computed already.
     """
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, questions: Sequence[Question]) -> None:
         self._model = model
-        length = min(_common([q.shared for q in questions]), *(q.start - 1 for q in questions))
-        beginning = questions[0].shared[: max(length, 1)]
-        _, cache = _forward(model, [beginning], 1, use_cache=True)
+        alike = min(_common([question.shared for question in questions]), *(q.start - 1 for q in questions))
+        _, cache = _forward(model, [questions[0].shared[: max(alike, 1)]], 1, use_cache=True)
         self._cache = _plain(cache)
-        self._prefix = () if self._cache is None else beginning[:length]
+        self.known = 0 if self._cache is None else alike
 
     @torch.no_grad()
     def score(self, questions: Sequence[Question]) -> list[list[float]]:
@@ -70,13 +72,12 @@ class Likelihood:
         Args:
             questions: of those that the object was made for; computed together as one batch.
         """
-        known = len(self._prefix)
         longer = [(i, j) for i, q in enumerate(questions) for j, rest in enumerate(q.rests) if len(rest) > 1]
         log_probs, cache = _forward(
             self._model,
-            [q.shared[known:] for q in questions],
+            [q.shared[self.known :] for q in questions],
             keep=max(len(q.shared) - q.start for q in questions) + 1,
-            cache=None if self._cache is None else _rows(self._cache, [0] * len(questions), known),
+            cache=None if self._cache is None else _rows(self._cache, [0] * len(questions), self.known),
             use_cache=self._cache is not None and bool(longer),
         )
         sums = []

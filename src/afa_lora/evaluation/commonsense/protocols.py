@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,18 +101,15 @@ class Scored:
         prompts: Sequence[str],
         settings: EvaluationSettings,
     ) -> None:
-        self._model, self._items = model, items
+        self._items = items
         self._questions = [
             to_question(tokenizer, prompt, [ANSWER_PREFIX + choice for choice in item.choices])
             for item, prompt in zip(items, prompts, strict=True)
         ]
-        lengths = [len(question.shared) for question in self._questions]
+        self._likelihood = Likelihood(model, self._questions)
+        lengths = [len(question.shared) - self._likelihood.known for question in self._questions]
         tokens = SCORED_TOKENS.get(model.device.type, TOKENS)
         self.batches = longest_first(lengths, settings.batch_size, tokens)
-
-    @cached_property
-    def _likelihood(self) -> Likelihood:
-        return Likelihood(self._model, self._questions)
 
     def answer(self, batch: Sequence[int]) -> list[Reply]:
         """Score; of equally likely answers the first counts.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import PositiveInt, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from afa_lora.data.commonsense import CommonsenseItem
+from afa_lora.data.commonsense import CommonsenseItem, items_fingerprint
 from afa_lora.peft.model import anneal_states
 from afa_lora.settings import Section
 
@@ -31,9 +30,9 @@ class EvaluationSettings(Section):
     prompt: Literal["alpaca", "chat"] = "alpaca"
     """The form of the prompt: Alpaca's, or the model's own chat template."""
     tasks: list[str] | None = None
-    """The tasks' names; all eight unless given. For the record: the items are what is evaluated."""
+    """The tasks' names; all eight unless given."""
     limit: PositiveInt | None = None
-    """At most so many items of each task; for the record as well."""
+    """At most so many items of each task."""
     max_new_tokens: PositiveInt = 32
     """The longest generated answer, in tokens."""
     beams: PositiveInt = 1
@@ -64,7 +63,7 @@ def describe(
         "weights": weights_fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         **({"beta": beta} if beta > 0 else {}),
-        "data": _digest(json.dumps([asdict(item) for item in items], ensure_ascii=False)),
+        "data": items_fingerprint(items),
         "prompts": _digest(json.dumps(list(prompts), ensure_ascii=False)),
     }
 
