@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from filelock import FileLock
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.reproduce.jobs import Experiment
 from afa_lora.reproduce.study import STUDY, StudyError, read_study
+from afa_lora.settings import differences
 
 HARMLESS = {"title", "paper", "deviations", "seeds", "arms"}  # words, and what a folder may grow by
 HARMLESS_OF_AN_ARM = {"paper", "settings.data.folder", "settings.data.file"}  # `check_data` compares what is in them
@@ -75,11 +75,11 @@ def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict
     """
     arms = {arm["name"]: arm for arm in earlier["arms"]}
     order = experiment.suite.arm_names
-    changes = [*_differences(earlier, present, HARMLESS)]
+    changes = [*differences(earlier, present, HARMLESS)]
     changes += [f"arm {name!r}: it is not among the arms any more" for name in arms if name not in order]
     for arm in present["arms"]:
         if arm["name"] in arms:
-            changes += [f"{arm['name']}: {line}" for line in _differences(arms[arm["name"]], arm, HARMLESS_OF_AN_ARM)]
+            changes += [f"{arm['name']}: {line}" for line in differences(arms[arm["name"]], arm, HARMLESS_OF_AN_ARM)]
     if changes:
         raise StudyError(
             "\n  ".join([f"{experiment.folder} holds another study. There it is, here it is:", *changes])
@@ -91,14 +91,3 @@ def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict
         "seeds": sorted({*earlier["seeds"], *present["seeds"]}),
         "arms": sorted(arms.values(), key=lambda arm: order.index(arm["name"])),
     }
-
-
-def _differences(old: Any, new: Any, ignored: set[str], key: str = "") -> Iterator[str]:
-    """Where two nested settings differ outside the ignored dotted keys: the key, the old and the new value."""
-    if key in ignored:
-        return
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(name), new.get(name), ignored, f"{key}.{name}" if key else name)
-    elif old != new:
-        yield f"{key}: {old!r} → {new!r}"

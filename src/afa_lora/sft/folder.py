@@ -18,7 +18,7 @@ from afa_lora.evaluation import Accuracy, Answer
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.running.checkpoints import newest
 from afa_lora.running.provenance import command, environment, git_state
-from afa_lora.settings import RecipeError, parse_yaml
+from afa_lora.settings import RecipeError, differences, parse_yaml
 from afa_lora.sft.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class RunFolder:
                 )
             return False
         started = parse_yaml(self.recipe.read_text(encoding="utf-8"), str(self.recipe))
-        changes = _differences(started, parse_yaml(dump_recipe(recipe), "recipe"))
+        changes = list(differences(started, parse_yaml(dump_recipe(recipe), "recipe"), HARMLESS))
         listed = " There it is, here it is:\n  " + "\n  ".join(changes) + "\n" if changes else " "
         other = " of another recipe." if changes else "."
         if self.results.is_file():
@@ -242,17 +242,3 @@ def _numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
     if accuracy is None:
         return None
     return {"correct": accuracy.correct, "items": accuracy.items, "interval_95": accuracy.interval}
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Where two nested settings differ in what changes a training: the dotted key, the old and the new value."""
-    if key in HARMLESS:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        return [line for n in names for line in _differences(old.get(n), new.get(n), f"{key}.{n}" if key else n)]
-    return [] if old == new else [f"{key}: {_shown(old)} → {_shown(new)}"]
-
-
-def _shown(value: Any) -> str:
-    return "(not set)" if value is None else repr(value)
