@@ -19,6 +19,13 @@ eval_app = typer.Typer(
 )
 
 
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Hub id, local folder, embedded model, or a run's folder; of an adapter its base."),
+]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="An adapter's folder, or that of a run of afa sft.")]
+
+
 class Protocol(str, Enum):
     """How an answer is found."""
 
@@ -44,15 +51,8 @@ class Dtype(str, Enum):
 
 @eval_app.command()
 def commonsense(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Hub id, local folder, embedded model, or a run's folder; of an adapter its base."
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="An adapter's folder, or that of a run of afa sft.")
-    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="The folder of the eight tasks; the hub's data sets unless given.")
     ] = None,

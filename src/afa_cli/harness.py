@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from afa_cli.errors import writing
+from afa_cli.evaluation import Adapter, Model
 from afa_cli.quiet import load_quietly
 
 RESULTS = "results.json"
@@ -17,15 +18,8 @@ RESULTS = "results.json"
 
 def harness(
     tasks: Annotated[str, typer.Option("--tasks", help="Its tasks, groups or tags, with commas between.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Hub id, local folder, embedded model, or a run's folder; of an adapter its base."
-        ),
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="An adapter's folder, or that of a run of afa sft.")
-    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="So many items of each task, the first ones.")
     ] = None,

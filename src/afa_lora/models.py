@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_torch_bf16_gpu_available
 
 from afa_lora.core.errors import AfaLoraError, closest
 from afa_lora.files import folder_atomic, sha256
@@ -148,6 +149,17 @@ def read_parts(name: str, **options: Any) -> ModelParts:
     except (OSError, ValueError) as error:
         raise ModelError(_explain(name, error)) from error
     return ModelParts(config, tokenizer, not here or any(folder.glob("*.safetensors")))
+
+
+def hardware_dtype(device: str) -> tuple[torch.dtype, str]:
+    """The dtype that a type of device (cpu, cuda, xpu, …) computes in at its best, and why."""
+    if device == "cpu":
+        return torch.float32, "this CPU computes in it"
+    if device == "cuda":
+        name, good = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        name, good = f"this {device} device", is_torch_bf16_gpu_available()
+    return (torch.bfloat16, f"{name} computes in it") if good else (torch.float32, f"{name} has no bfloat16")
 
 
 def check_chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from afa_lora.sft import run as run_module
 from tests.tiny_chat import save_tiny_chat_model
 
 
@@ -38,3 +39,19 @@ def settings(chat_model: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "evaluate": {"max_new_tokens": 4, "batch_size": 8},
     }
+
+
+@pytest.fixture
+def learnt(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What the loss is on, as text: filled with a run's first batch when its training begins."""
+    texts: set[str] = set()
+    original = run_module.make_trainer
+
+    def spy(model: Any, tokenizer: Any, *rest: Any) -> Any:
+        trainer = original(model, tokenizer, *rest)
+        batch = next(iter(trainer.get_train_dataloader()))
+        texts.update(tokenizer.decode(labels[labels != -100]) for labels in batch["labels"])
+        return trainer
+
+    monkeypatch.setattr(run_module, "make_trainer", spy)
+    return texts

@@ -1,33 +1,22 @@
 """A training with Alpaca's prompt instead of the model's own."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-import afa_lora.sft.run as run_module
 from afa_lora.data.alpaca import PREAMBLE
 from afa_lora.sft import parse_recipe
 from afa_lora.sft.run import run_sft
+from tests.tiny_chat import without_chat_template
 
 
 @pytest.mark.parametrize("whole_sequence", [False, True])
 def test_model_is_trained_and_saved_with_the_alpaca_prompt(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, whole_sequence: bool
+    settings: dict[str, Any], learnt: set[str], whole_sequence: bool
 ) -> None:
     settings["train"] |= {"chat_template_path": "alpaca", "completion_only_loss": not whole_sequence}
-    learnt: set[str] = set()
-    original = run_module.make_trainer
-
-    def spy(model: Any, tokenizer: Any, *rest: Any) -> Any:
-        trainer = original(model, tokenizer, *rest)
-        batch = next(iter(trainer.get_train_dataloader()))
-        learnt.update(tokenizer.decode(labels[labels != -100]) for labels in batch["labels"])
-        return trainer
-
-    monkeypatch.setattr(run_module, "make_trainer", spy)
     result = run_sft(parse_recipe(settings))
     if whole_sequence:
         assert all(text.startswith(PREAMBLE) and text.endswith("### Response:\nyes<|im_end|>") for text in learnt)
@@ -38,7 +27,6 @@ def test_model_is_trained_and_saved_with_the_alpaca_prompt(
 
 
 def test_model_needs_no_template_of_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
-    plain = shutil.copytree(settings["model"], tmp_path / "plain", ignore=shutil.ignore_patterns("chat_template.jinja"))
-    settings["model"] = str(plain)
+    settings["model"] = str(without_chat_template(Path(settings["model"]), tmp_path / "plain"))
     settings["train"]["chat_template_path"] = "alpaca"
     assert run_sft(parse_recipe(settings)).after is not None

@@ -62,7 +62,7 @@ def test_one_decision_for_weights_and_computation(
 def test_full_training_keeps_float32_weights_where_bfloat16_is_computed_in(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_of_hardware", lambda device: (torch.bfloat16, "this device computes in it"))
+    monkeypatch.setattr(loading, "hardware_dtype", lambda device: (torch.bfloat16, "this device computes in it"))
     adapter = training_precision(parse_recipe(settings))
     full = training_precision(parse_recipe({**settings, "method": "full", "adapter": {}}))
     assert (adapter.weights, adapter.compute) == (torch.bfloat16, torch.bfloat16)

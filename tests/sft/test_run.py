@@ -83,19 +83,9 @@ def test_lora_and_afa_lora_start_from_the_same_adapter_and_see_the_same_data(
     assert all(torch.equal(a, b) for a, b in zip(lora_batches, afa_batches, strict=True))
 
 
-def test_loss_is_on_the_completion_alone(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = []
-    original = run_module.make_trainer
-
-    def spy(model: Any, tokenizer: Any, *rest: Any) -> Any:
-        trainer = original(model, tokenizer, *rest)
-        batch = next(iter(trainer.get_train_dataloader()))
-        batches.extend(tokenizer.decode(labels[labels != -100]) for labels in batch["labels"])
-        return trainer
-
-    monkeypatch.setattr(run_module, "make_trainer", spy)
+def test_loss_is_on_the_completion_alone(settings: dict[str, Any], learnt: set[str]) -> None:
     run(settings)
-    assert set(batches) == {"yes<|im_end|>\n"}
+    assert learnt == {"yes<|im_end|>\n"}
 
 
 def test_items_that_are_cut_off_are_counted(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

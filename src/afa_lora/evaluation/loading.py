@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_torch_bf16_gpu_available
 
-from afa_lora.models import load_model
+from afa_lora.models import hardware_dtype, load_model
 from afa_lora.peft.checkpoint import load_adapter
 from afa_lora.peft.model import anneal_states
 from afa_lora.serving.lookup import locate
@@ -48,17 +47,6 @@ def load_evaluated(
         return _with_adapter(model, adapter, weights, device, report)
     loaded, tokenizer = load_model(str(model), report=report, dtype=weights)
     return _on(device, loaded).eval(), tokenizer
-
-
-def hardware_dtype(device: str) -> tuple[torch.dtype, str]:
-    """The dtype that a type of device computes in at its best, and why."""
-    if device == "cpu":
-        return torch.float32, "this CPU computes in it"
-    if device == "cuda":
-        name, good = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        name, good = f"this {device} device", is_torch_bf16_gpu_available()
-    return (torch.bfloat16, f"{name} computes in it") if good else (torch.float32, f"{name} has no bfloat16")
 
 
 def _is_run(folder: Path) -> bool:

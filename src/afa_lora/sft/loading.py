@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_torch_bf16_gpu_available, strtobool
+from transformers.utils import strtobool
 
 from afa_lora.data import alpaca
-from afa_lora.models import check_chat_template, load_model
+from afa_lora.models import check_chat_template, hardware_dtype, load_model
 from afa_lora.settings import RecipeError
 from afa_lora.sft.recipe import Recipe
 
@@ -54,7 +54,9 @@ def training_precision(recipe: Recipe) -> Precision:
         RecipeError: float16 where it cannot be trained with.
     """
     device = training_device(recipe)
-    hardware, reason = _of_hardware(device)
+    hardware, reason = hardware_dtype(device)
+    if device == "cpu":
+        reason += "; load.dtype=bfloat16 halves the memory of the weights"
     named = None if recipe.load.dtype == "auto" else getattr(torch, recipe.load.dtype)
     asked = _asked_for(recipe.train)
     compute = asked or named or hardware
@@ -196,16 +198,6 @@ def _asked_for(train: dict[str, Any]) -> torch.dtype | None:
     if train.get("bf16") is None:
         return None
     return torch.bfloat16 if train["bf16"] else torch.float32
-
-
-def _of_hardware(device: str) -> tuple[torch.dtype, str]:
-    if device == "cpu":
-        return torch.float32, "this CPU trains in it; load.dtype=bfloat16 halves the memory of the weights"
-    if device == "cuda":
-        name, good = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        name, good = f"this {device} device", is_torch_bf16_gpu_available()
-    return (torch.bfloat16, f"{name} computes in it") if good else (torch.float32, f"{name} has no bfloat16")
 
 
 def _quantization(bits: str, precision: Precision) -> BitsAndBytesConfig:
