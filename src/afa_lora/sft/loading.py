@@ -55,7 +55,7 @@ def training_precision(recipe: Recipe) -> Precision:
     """
     device = training_device(recipe)
     hardware, reason = hardware_dtype(device)
-    if device == "cpu":
+    if device == "cpu" and hardware == torch.float32:
         reason += "; load.dtype=bfloat16 halves the memory of the weights"
     named = None if recipe.load.dtype == "auto" else getattr(torch, recipe.load.dtype)
     asked = _asked_for(recipe.train)
