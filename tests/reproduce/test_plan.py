@@ -1,6 +1,5 @@
 """The plan of an experiment: what it says, that it is what then happens, and that nothing is written."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,10 @@ def test_llama_3_8b_is_planned_without_data_weights_or_a_network() -> None:
 
 
 @pytest.mark.slow
-def test_all_of_table_1_is_planned_in_under_two_minutes() -> None:
+def test_all_of_table_1_is_planned_with_one_estimate_a_method() -> None:
     experiment = load_experiment(RECIPES / "reproduce" / "table1.yaml", "paper", Path("nowhere"))
-    started = time.process_time()  # on a machine that does nothing else
     plan = planned(experiment)
-    assert time.process_time() - started < 120
+    assert list(plan.costs) == ["full", "lora", "afa-lora", "dora", "afa-dora"]
     text = printed(plan)
     for arm in experiment.arms:
         assert f" {arm} " in text
