@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afa_cli.quiet import load_quietly
+
+if TYPE_CHECKING:
+    from afa_lora.evaluation.commonsense import EvaluationSettings
 
 eval_app = typer.Typer(
     help="Evaluate models and adapters.",
@@ -96,11 +99,7 @@ def commonsense(
     if model is None and adapter is None:
         raise typer.BadParameter("is needed, or --adapter.", param_hint="--model")
     load_quietly()
-    from rich.console import Console
-
-    from afa_lora.data.commonsense import read_tests
-    from afa_lora.evaluation.commonsense import EvaluationSettings, evaluate_commonsense, print_evaluation
-    from afa_lora.evaluation.loading import load_evaluated
+    from afa_lora.evaluation.commonsense import EvaluationSettings
     from afa_lora.settings import validate
 
     settings = validate(
@@ -118,10 +117,21 @@ def commonsense(
         },
         "afa eval commonsense",
     )
-    items = read_tests(data, settings.tasks, limit, typer.echo)
-    loaded, tokenizer = load_evaluated(model, adapter, dtype.value, typer.echo)
+    _evaluate(settings, data, dtype.value, out or Path("runs/eval", _name(settings)))
+
+
+def _evaluate(settings: EvaluationSettings, data: Path | None, dtype: str, folder: Path) -> None:
+    """Read the items, load the model, evaluate and print."""
+    from rich.console import Console
+
+    from afa_lora.data.commonsense import read_tests
+    from afa_lora.evaluation.commonsense import evaluate_commonsense, print_evaluation
+    from afa_lora.evaluation.loading import load_evaluated
+
+    items = read_tests(data, settings.tasks, settings.limit, typer.echo)
+    adapter = None if settings.adapter is None else Path(settings.adapter)
+    loaded, tokenizer = load_evaluated(settings.model, adapter, dtype, typer.echo)
     console = Console()
-    folder = out or Path("runs/eval", _name(model, adapter, protocol.value, prompt.value, beams, tasks, limit))
     print_evaluation(evaluate_commonsense(loaded, tokenizer, items, settings, folder, console), console)
 
 
@@ -147,23 +157,14 @@ def compare(
     print_comparison(compare_evaluations(read_evaluation(first), read_evaluation(second)), Console())
 
 
-def _name(
-    model: str | None,
-    adapter: Path | None,
-    protocol: str,
-    prompt: str,
-    beams: int,
-    tasks: str | None,
-    limit: int | None,
-) -> str:
+def _name(settings: EvaluationSettings) -> str:
     """The name of the folder of an evaluation."""
     parts = [
-        *([model] if model else []),
-        *([str(adapter)] if adapter else []),
-        protocol,
-        *([prompt] if prompt != "alpaca" else []),
-        *([f"{beams}beams"] if beams > 1 else []),
-        *([tasks] if tasks else []),
-        *([f"limit{limit}"] if limit else []),
+        *filter(None, (settings.model, settings.adapter)),
+        settings.protocol,
+        *([settings.prompt] if settings.prompt != "alpaca" else []),
+        *([f"{settings.beams}beams"] if settings.beams > 1 else []),
+        *(settings.tasks or []),
+        *([f"limit{settings.limit}"] if settings.limit else []),
     ]
     return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts)

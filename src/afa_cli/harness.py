@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from afa_cli.errors import writing
 from afa_cli.evaluation import Adapter, Model
 from afa_cli.quiet import load_quietly
+
+if TYPE_CHECKING:
+    from afa_lora.evaluation.harness import HarnessSettings
 
 RESULTS = "results.json"
 
@@ -58,11 +61,7 @@ def harness(
         raise typer.BadParameter(f"{out} holds results already. Choose another folder.", param_hint="--out")
     load_quietly()
     logging.getLogger("lm_eval.models.huggingface").addFilter(_concerns_the_user)
-    from rich.console import Console
-
-    from afa_lora.evaluation.harness import HarnessSettings, evaluate_harness, load_tasks, print_harness
-    from afa_lora.evaluation.loading import load_evaluated
-    from afa_lora.files import write_atomic
+    from afa_lora.evaluation.harness import HarnessSettings
 
     settings = HarnessSettings(
         tasks=names,
@@ -74,11 +73,23 @@ def harness(
         model=model,
         adapter=None if adapter is None else str(adapter),
     )
+    _evaluate(settings, out)
+
+
+def _evaluate(settings: HarnessSettings, out: Path | None) -> None:
+    """Find the tasks, load the model, evaluate, write and print."""
+    from rich.console import Console
+
+    from afa_lora.evaluation.harness import evaluate_harness, load_tasks, print_harness
+    from afa_lora.evaluation.loading import load_evaluated
+    from afa_lora.files import write_atomic
+
     found = load_tasks(settings)  # before the model, which may take minutes
     if out is not None:
         with writing("--out", out):
             out.mkdir(parents=True, exist_ok=True)
-    loaded, tokenizer = load_evaluated(model, adapter, report=typer.echo)
+    adapter = None if settings.adapter is None else Path(settings.adapter)
+    loaded, tokenizer = load_evaluated(settings.model, adapter, report=typer.echo)
     results = evaluate_harness(loaded, tokenizer, found, settings)
     if out is not None:
         with writing("--out", out):

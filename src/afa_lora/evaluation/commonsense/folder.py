@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.files import remove_leftovers, write_atomic
+from afa_lora.settings import differences
 
 SETTINGS, ITEMS, RESULTS = "settings.json", "items.jsonl", "results.json"
-FOR_THE_RECORD = {"model", "adapter"}  # names may change; what they stand for has a fingerprint
+WHOSE = {"model", "adapter", "weights"}  # the model's names, which may change, and its fingerprint
 
 Line = dict[str, Any]
 """One answered item, as `EvaluationFolder.items` holds it."""
@@ -113,7 +114,7 @@ class EvaluationFolder:
                 )
             return
         before = _read_json(self.settings)
-        if changes := differences(before, settings):
+        if changes := _changes(before, settings):
             raise EvaluationError(
                 "\n  ".join([f"{self.path} holds another evaluation. There it is, here it is:", *changes])
                 + "\nChoose another folder (--out), or remove that one. Nothing in it was changed."
@@ -192,16 +193,17 @@ def read_lines(path: Path) -> list[Line]:
     return lines
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Where two evaluations differ in what decides the answers, names beside the fingerprints of weights."""
-    keys = [key for key in {**old, **new} if key not in FOR_THE_RECORD and old.get(key) != new.get(key)]
-    return [f"{key}: {_shown(key, old)} → {_shown(key, new)}" for key in keys]
+    changes = list(differences(old, new, WHOSE))
+    if old.get("weights") != new.get("weights"):
+        changes.append(f"weights: {_named(old)} → {_named(new)}")
+    return changes
 
 
-def _shown(key: str, settings: Mapping[str, Any]) -> str:
-    value = "(not set)" if settings.get(key) is None else repr(settings[key])
+def _named(settings: Mapping[str, Any]) -> str:
     names = [str(settings[name]) for name in ("model", "adapter") if settings.get(name)]
-    return f"{value} ({' + '.join(names)})" if key == "weights" and names else value
+    return repr(settings.get("weights")) + (f" ({' + '.join(names)})" if names else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from afa_lora.data.commonsense import TASKS
-from afa_lora.evaluation.commonsense.folder import Evaluation, EvaluationError, Line, differences
+from afa_lora.evaluation.commonsense.folder import WHOSE, Evaluation, EvaluationError, Line
 from afa_lora.evaluation.statistics import (
     PairedTest,
     bootstrap_average_interval,
@@ -20,6 +20,7 @@ from afa_lora.evaluation.statistics import (
     paired_test,
 )
 from afa_lora.running.provenance import environment
+from afa_lora.settings import differences
 
 SOURCE = "afa-lora"
 SAME = ("protocol", "source")  # what two evaluations that are compared must have in common, beside the items
@@ -129,7 +130,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         for one in (first, second)
     )
     p_values = {task: mcnemar(a, b) for task, a, b in zip(first.correct, ours, theirs, strict=True)}
-    different = [text for text in differences(first.settings, second.settings) if not text.startswith("weights: ")]
+    different = list(differences(first.settings, second.settings, WHOSE))
     return Comparison(first, second, p_values, paired_test(ours, theirs), different)
 
 
