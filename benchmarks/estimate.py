@@ -18,8 +18,8 @@ from measure import peak_bytes, provenance, spread, timed
 from trl.trainer.utils import add_fused_lm_head
 
 from afa_lora.models import load_model
-from afa_lora.sft.adapter import add_adapter
-from afa_lora.sft.loading import training_precision
+from afa_lora.tuning.adapter import add_adapter
+from afa_lora.tuning.loading import training_precision
 from afa_lora.sft.planning.estimate import estimate_step, make_batch
 from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.planning.timing import measure_speed

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, w
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,12 @@ DECODER = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """A shell starts what it puts into the background with Ctrl-C ignored, and the tests send themselves that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from afa_lora.sft import RecipeError, parse_recipe, run, run_sft
-from afa_lora.sft.failures import RunStopped
 from afa_lora.sft.trainer import ExactSFTTrainer
+from afa_lora.tuning.failures import RunStopped
 from tests.distributed.workflow import under_fsdp2
 
 

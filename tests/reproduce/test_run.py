@@ -29,8 +29,8 @@ from afa_lora.reproduce.run import run_experiment
 from afa_lora.reproduce.study import StudyError, read_study
 from afa_lora.running.checkpoints import NonFiniteError
 from afa_lora.sft import run as sft_run
-from afa_lora.sft.failures import RunStopped
 from afa_lora.sft.trainer import ExactSFTTrainer
+from afa_lora.tuning.failures import RunStopped
 
 Load = Callable[..., Experiment]
 

@@ -13,7 +13,7 @@ from afa_lora.reproduce.jobs import Experiment, load_experiment
 from afa_lora.reproduce.suite import read_suite, slug
 from afa_lora.settings import RecipeError, dump_yaml
 from afa_lora.sft import load_recipe
-from afa_lora.sft.recipe import dump_recipe
+from afa_lora.tuning.recipe import dump_recipe
 
 FILES = Path(__file__).parents[2] / "recipes" / "reproduce"
 SCALES = ("paper", "small", "tiny")

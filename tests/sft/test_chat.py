@@ -8,7 +8,7 @@ import pytest
 
 from afa_lora import AfaLoraError
 from afa_lora.sft import parse_recipe, run_sft
-from afa_lora.sft.chat import Chat, ConversationTooLongError, open_chat
+from afa_lora.tuning.chat import Chat, ConversationTooLongError, open_chat
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from afa_lora.sft.adapter import add_adapter
 from afa_lora.sft.planning.estimate import StepEstimate, Work, estimate_step, make_batch, measure_work
 from afa_lora.sft.planning.shape import optimizer_bytes, quantized_layers, shape_model
 from afa_lora.sft.planning.timing import measure_speed
 from afa_lora.sft.recipe import parse_recipe
 from afa_lora.sft.trainer import training_arguments
+from afa_lora.tuning.adapter import add_adapter
 from benchmarks.measure import peak_bytes, saved_bytes
 
 BATCH, LENGTH = 4, 32

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from afa_lora.models import ModelError
 from afa_lora.settings import RecipeError
-from afa_lora.sft import loading
-from afa_lora.sft.loading import load_base, precision_flags, training_precision
 from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.recipe import parse_recipe
 from afa_lora.sft.run import run_sft
 from afa_lora.sft.trainer import training_arguments
+from afa_lora.tuning import loading
+from afa_lora.tuning.loading import load_base, precision_flags, training_precision
 from tests.tiny_chat import save_tiny_chat_model, without_chat_template
 
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="tests what a machine without a GPU does")

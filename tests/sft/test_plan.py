@@ -10,9 +10,10 @@ from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.sft import run_sft
-from afa_lora.sft.folder import RunFolder
 from afa_lora.sft.planning.plan import Plan, plan_sft, print_plan
-from afa_lora.sft.recipe import dump_recipe, load_recipe, parse_recipe
+from afa_lora.sft.recipe import load_recipe, parse_recipe
+from afa_lora.tuning.folder import RunFolder
+from afa_lora.tuning.recipe import dump_recipe
 
 PROJECT = Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ import yaml
 from afa_lora.core.activation import ACTIVATIONS
 from afa_lora.core.schedule import SCHEDULES
 from afa_lora.settings import RecipeError, dump_yaml
-from afa_lora.sft.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from afa_lora.sft.recipe import Recipe, load_recipe, parse_recipe
+from afa_lora.tuning.recipe import dump_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "sft").glob("*.yaml"))
 

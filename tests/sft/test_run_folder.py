@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from afa_lora.data import load_data
 from afa_lora.running.metrics import read_metrics
 from afa_lora.sft import RecipeError, SftResult, parse_recipe, run_sft
-from afa_lora.sft.card import write_cards
+from afa_lora.tuning.card import write_cards
 from tests.tiny_chat import save_tiny_chat_model
 
 
@@ -192,7 +192,7 @@ def test_cards_name_an_embedded_model_by_its_origin_and_a_fully_trained_one_as_a
     settings: dict[str, Any], result: SftResult
 ) -> None:
     recipe = parse_recipe({**settings, "model": "smollm2-135m"})
-    write_cards(recipe, load_data(recipe.data), result)
+    write_cards(recipe, load_data(recipe.data), result.folder, result.steps, [], result.merge)
     card = ModelCard.load(result.folder.adapter / "README.md")
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "load_model('smollm2-135m')" in card.text

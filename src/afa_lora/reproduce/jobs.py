@@ -12,7 +12,7 @@ from afa_lora.evaluation.commonsense import EvaluationSettings
 from afa_lora.reproduce.study import EVALUATION, RESULTS, RUN, ArmSettings, StudySettings
 from afa_lora.reproduce.suite import Scale, Suite, merged, read_suite, slug
 from afa_lora.sft import Recipe, parse_recipe
-from afa_lora.sft.folder import RunFolder
+from afa_lora.tuning.folder import RunFolder
 
 SHARED = ("model", "data", "load", "adapter", "anneal", "train")  # what a scale has of a recipe
 

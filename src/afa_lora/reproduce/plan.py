@@ -19,12 +19,13 @@ from afa_lora.reproduce.jobs import Experiment
 from afa_lora.reproduce.suite import PlanSettings
 from afa_lora.settings import RecipeError
 from afa_lora.sft import Recipe
-from afa_lora.sft.checks import check_optimizer, training_faults
-from afa_lora.sft.loading import training_precision, use_chat_template
+from afa_lora.sft.checks import training_faults
 from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
 from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.planning.timing import measure_speed
 from afa_lora.sft.trainer import training_arguments
+from afa_lora.tuning.checks import check_optimizer
+from afa_lora.tuning.loading import training_precision, use_chat_template
 
 HOUR, TERA = 3600, 1e12
 

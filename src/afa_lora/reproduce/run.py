@@ -34,8 +34,8 @@ from afa_lora.reproduce.report import make_report
 from afa_lora.reproduce.study import RESULTS, read_study
 from afa_lora.running.stopping import terminable
 from afa_lora.sft import run_sft
-from afa_lora.sft.failures import RunInterrupted
-from afa_lora.sft.loading import training_precision
+from afa_lora.tuning.failures import RunInterrupted
+from afa_lora.tuning.loading import training_precision
 
 PAGE, TABLE = "report.html", "table.md"
 FAILURE = "failure.json"

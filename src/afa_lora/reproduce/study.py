@@ -15,7 +15,7 @@ from afa_lora.evaluation.commonsense import Evaluation, read_evaluation
 from afa_lora.report.curves import Curve, read_curve
 from afa_lora.running.metrics import read_metrics
 from afa_lora.settings import Section, validate
-from afa_lora.sft.folder import RunFolder
+from afa_lora.tuning.folder import RunFolder
 
 STUDY, RUN, EVALUATION = "study.json", "run", "evaluation"
 RESULTS = "results.json"
@@ -83,7 +83,7 @@ class Training:
         seconds: of training.
         own_test: correct answers, items and interval on the run's own test items; ``None`` if it had none.
         data: number and fingerprint of what it was trained on.
-        provenance: of its last start, as `afa_lora.sft.folder.RunFolder.record_start` wrote it.
+        provenance: of its last start, as `afa_lora.tuning.folder.RunFolder.record_start` wrote it.
     """
 
     curve: Curve

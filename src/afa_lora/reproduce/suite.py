@@ -13,9 +13,9 @@ from afa_lora.core.errors import unknown_name
 from afa_lora.data import CommonsenseData
 from afa_lora.evaluation.commonsense import EvaluationSettings
 from afa_lora.settings import Arguments, RecipeError, Section, read_settings, validate
-from afa_lora.sft.recipe import (
+from afa_lora.sft.recipe import SFT_TYPES
+from afa_lora.tuning.recipe import (
     TRAIN_KEYS_ELSEWHERE,
-    TRAIN_TYPES,
     AdapterArguments,
     AnnealSettings,
     LoadSettings,
@@ -24,7 +24,7 @@ from afa_lora.sft.recipe import (
 
 BASELINES = ("full", "lora", "dora")  # what the annealed arms are compared with
 TRAIN_KEYS_OF_AN_ARM = {**TRAIN_KEYS_ELSEWHERE, "seed": "seeds"}
-TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_OF_AN_ARM, TRAIN_TYPES)]
+TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_OF_AN_ARM, SFT_TYPES)]
 
 
 class Arm(Section):

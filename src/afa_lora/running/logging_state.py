@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import SFTTrainer
 
 from afa_lora.files import write_atomic
 
@@ -19,10 +18,10 @@ class LoggingState(TrainerCallback):
     transformers starts its mean of the loss anew after a resume, TRL its metrics, and its count of tokens even at 0.
 
     Args:
-        trainer: whose sums they are. Put this callback before the one that seals the checkpoint.
+        trainer: TRL's, whose sums they are. Put this callback before the one that seals the checkpoint.
     """
 
-    def __init__(self, trainer: SFTTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self.checkpoint: str | None = None
         """The checkpoint that the training goes on from."""

@@ -4,136 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from peft import LoraConfig
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt
 from trl import SFTConfig
 
-from afa_lora.core.activation import ACTIVATIONS, get_activation
-from afa_lora.core.placement import PLACEMENTS, normalise_placement
-from afa_lora.core.schedule import SCHEDULES, Schedule
 from afa_lora.data import DataSource
-from afa_lora.settings import Arguments, Section, dump_yaml, read_settings, validate
+from afa_lora.settings import Arguments, read_settings, validate
+from afa_lora.tuning.recipe import TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES, TuningRecipe
 
-ADAPTER_KEYS_ELSEWHERE = {
-    **dict.fromkeys(("use_dora", "peft_type", "task_type"), "method"),
-    **{key: f"anneal.{key}" for key in ("activation", "placement", "schedule", "anneal_start", "anneal_end")},
-}
-TRAIN_KEYS_ELSEWHERE = {"output_dir": "output", "hub_token": "the environment variable HF_TOKEN"}
-Share = Annotated[int | float, Field(ge=0, le=1)]
-ADAPTER_TYPES = {"r": PositiveInt, "lora_dropout": Share}
-AdapterArguments = Annotated[
-    dict[str, Any], Arguments(LoraConfig, "peft.LoraConfig", ADAPTER_KEYS_ELSEWHERE, ADAPTER_TYPES)
-]
-TRAIN_TYPES = {
-    "fsdp": bool | str | None,  # transformers takes true there, and says that it prefers it
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), PositiveInt),
-    **dict.fromkeys(("learning_rate", "num_train_epochs"), PositiveInt | PositiveFloat),
-    "gradient_accumulation_steps": PositiveInt,
-    "max_length": PositiveInt | None,
-    "dataloader_num_workers": NonNegativeInt,
-}
-TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES)]
-SPELLINGS = [*PLACEMENTS, *(name.replace("σ", "s") for name in PLACEMENTS)]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Method = Literal["full", "lora", "dora", "afa-lora", "afa-dora"]
+SFT_TYPES = {**TRAIN_TYPES, "max_length": PositiveInt | None}
+TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_ELSEWHERE, SFT_TYPES)]
 
 
-class AnnealSettings(Section):
-    """The annealed activation; read by the methods ``afa-lora`` and ``afa-dora`` alone.
-
-    The keys are those of `afa_lora.AfaLoraConfig`.
-    """
-
-    activation: Annotated[str, Field(json_schema_extra={"examples": [*ACTIVATIONS]})] = "silu"  # or the user's own
-    """σ: relu, silu, gelu, tanh or leaky_relu."""
-    placement: Annotated[str, Field(json_schema_extra={"enum": SPELLINGS})] = "A-σ-B"
-    """Where σ stands, as A-σ-B or A-s-B."""
-    schedule: Annotated[str, Field(json_schema_extra={"enum": [*SCHEDULES]})] = "linear"
-    """How β falls from 1 to 0: linear, cosine, exponential, step or constant."""
-    anneal_start: int | float = 0.0
-    """Until when β is 1: a float is a share of training, an integer a number of optimizer steps."""
-    anneal_end: int | float = 0.3
-    """From when β is 0: a float is a share of training, an integer a number of optimizer steps."""
-
-    @field_validator("activation")
-    @classmethod
-    def _check_activation(cls, name: str) -> str:
-        return get_activation(name).name
-
-    @field_validator("placement")
-    @classmethod
-    def _check_placement(cls, name: str) -> str:
-        return normalise_placement(name)
-
-    @field_validator("schedule")
-    @classmethod
-    def _check_schedule(cls, name: str) -> str:
-        return Schedule(name).kind
-
-    @model_validator(mode="after")
-    def _check_window(self) -> AnnealSettings:
-        Schedule(self.schedule, self.anneal_start, self.anneal_end)
-        return self
-
-
-class LoadSettings(Section):
-    """The base model's precision."""
-
-    dtype: Dtype = "auto"
-    """The dtype of the base weights; auto is bfloat16 where the hardware computes in it, else float32."""
-    quantization: Literal["4bit", "8bit"] | None = None
-    """Load the base model quantised by bitsandbytes: 4bit (NF4) or 8bit; TRL keeps A and B in bfloat16 then."""
-
-
-class EvaluateSettings(Section):
-    """The check of generated answers on the test items, with greedy decoding."""
-
-    before: bool = True
-    """Whether to test the untrained model too."""
-    max_new_tokens: PositiveInt = 32
-    """The longest answer, in tokens."""
-    batch_size: PositiveInt = 32
-    """How many answers are generated at a time."""
-
-
-class Recipe(Section):
+class Recipe(TuningRecipe):
     """A supervised fine-tuning, whole."""
 
-    model: str
-    """A hub id, a local folder, or smollm2-135m."""
-    method: Method = "afa-lora"
-    """full, lora, dora, afa-lora or afa-dora."""
-    output: Path
-    """The folder for checkpoints, adapter, merged model, curves and results."""
     data: DataSource
-    """What to train and to test on; ``source`` is reasoning-gym, file or hub."""
-    load: LoadSettings = LoadSettings()
-    """How the base model is loaded."""
-    adapter: AdapterArguments = Field(default_factory=dict)
-    """Arguments of `peft.LoraConfig`, such as ``r`` and ``lora_alpha``; ``target_modules`` is all-linear by default."""
-    anneal: AnnealSettings = AnnealSettings()
-    """The annealed activation."""
+    """What to train and to test on; ``source`` is reasoning-gym, file, hub or commonsense."""
     train: TrainArguments = Field(default_factory=dict)
     """Arguments of TRL's `SFTConfig`, passed on as they are."""
-    evaluate: EvaluateSettings = EvaluateSettings()
-    """The check of generated answers."""
-    merge: bool = True
-    """Whether to write the merged model beside the adapter."""
-
-    @field_validator("output")
-    @classmethod
-    def _expand_home(cls, folder: Path) -> Path:
-        try:
-            return folder.expanduser()  # `SFTConfig` would do it for the checkpoints alone
-        except RuntimeError as error:
-            raise ValueError(f"the home folder of {folder.parts[0]!r} is not known. Write the whole path.") from error
-
-    @property
-    def anneals(self) -> bool:
-        """Whether the method has an annealed activation."""
-        return self.method.startswith("afa-")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -153,8 +43,3 @@ def parse_recipe(settings: Mapping[str, Any], origin: str = "recipe") -> Recipe:
         RecipeError: one line for each setting that is wrong.
     """
     return validate(Recipe, settings, origin)
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, defaults included; `load_recipe` reads it back."""
-    return dump_yaml(recipe.model_dump(mode="json"))

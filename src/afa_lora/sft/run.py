@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import gc
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from rich.console import Console
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig
 
-from afa_lora import MergeReport, NotLinearError, load_adapter, merge
-from afa_lora.data import Items, Sample, load_data
+from afa_lora import MergeReport
+from afa_lora.data import Sample, load_data
 from afa_lora.data.lengths import LengthReport, measure_lengths
-from afa_lora.evaluation import Accuracy, evaluate, score_for
-from afa_lora.files import folder_atomic
-from afa_lora.models import load_model
+from afa_lora.evaluation import Accuracy, score_for
 from afa_lora.report.curves import Curve, plot_curves, read_curve
-from afa_lora.report.memory import PeakMemory
-from afa_lora.report.progress import TrainingProgress, progress_bar
-from afa_lora.running.checkpoints import check_checkpoint, last_good
-from afa_lora.running.metrics import TEST, MetricsLog, tensorboard
-from afa_lora.running.stopping import GracefulStop, terminable
+from afa_lora.report.progress import progress_bar
+from afa_lora.running.metrics import TEST
+from afa_lora.running.stopping import terminable
 from afa_lora.settings import RecipeError
-from afa_lora.sft.adapter import add_adapter
-from afa_lora.sft.card import write_cards
-from afa_lora.sft.checks import check_optimizer, training_faults
-from afa_lora.sft.failures import RunInterrupted, explained, what_is_kept
-from afa_lora.sft.folder import RunFolder, read_answers, write_answers
-from afa_lora.sft.loading import load_base, model_options, training_precision
+from afa_lora.sft.checks import training_faults
 from afa_lora.sft.recipe import Recipe
-from afa_lora.sft.trainer import ExactSFTTrainer, is_sharded, make_trainer, training_arguments
-
-PROBE_ITEMS = 4  # prompts on which merged and unmerged model are compared
+from afa_lora.sft.trainer import make_trainer, training_arguments
+from afa_lora.tuning.adapter import add_adapter
+from afa_lora.tuning.card import accuracy_text, write_cards
+from afa_lora.tuning.checks import check_optimizer
+from afa_lora.tuning.failures import explained
+from afa_lora.tuning.folder import RunFolder, accuracy_numbers, write_answers
+from afa_lora.tuning.loading import load_base
+from afa_lora.tuning.run import TrainingRun
+from afa_lora.tuning.trainer import is_sharded
 
 
 @dataclass(frozen=True)
@@ -95,21 +89,15 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
         return _Run(recipe, args, folder, console, processes.is_main_process).whole()
 
 
-@dataclass
-class _Run:
-    """One run in one process; ``main`` is the process that prints and writes."""
+class _Run(TrainingRun):
+    """One run in one process."""
 
     recipe: Recipe
     args: SFTConfig
-    folder: RunFolder
-    console: Console
-    main: bool
-    items: Items = field(init=False)
-    tokenizer: PreTrainedTokenizerBase = field(init=False)
 
     def whole(self) -> SftResult:
         recipe, args = self.recipe, self.args
-        self.items = load_data(recipe.data, self.say)
+        self.items, self.score = load_data(recipe.data, self.say), score_for(recipe.data)
         if faults := list(training_faults(args, self.items)):
             raise RecipeError("\n  ".join(["This recipe cannot be run:", *faults]))
         if self.main:
@@ -148,13 +136,9 @@ class _Run:
             plot_curves([curve], self.folder.curves)
             if after is not None:
                 write_answers(after, self.folder.answers)
-            write_cards(recipe, self.items, result)
-            self.folder.write_results(recipe, result)
+            write_cards(recipe, self.items, self.folder, steps, _rows(result), merge_report)
+            self.folder.write_results(_numbers(recipe, result))
         return result
-
-    def say(self, text: str) -> None:
-        """Print a line as it is: paths and other people's messages may hold square brackets."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def measure_lengths(self) -> LengthReport:
         """Say how long the items are and which of them are cut or dropped; TRL does both without a word."""
@@ -171,114 +155,28 @@ class _Run:
             self.say(str(test))
         return train
 
-    def test_before(self, model: PreTrainedModel, sharded: bool) -> Accuracy | None:
-        """The untrained model's accuracy; an earlier start of the run may have measured it already."""
-        if sharded:
-            self.say("Not tested before the training: until then only the first process has a sharded model's weights.")
-            return None
-        if self.folder.answers_before.is_file():
-            return read_answers(self.folder.answers_before)
-        before = self.test(model, "test before")
-        if before is not None and self.main:
-            write_answers(before, self.folder.answers_before)
-        return before
 
-    def train(self, trainer: ExactSFTTrainer) -> tuple[float, int]:
-        """Train, from the last good checkpoint if there is one. Returns seconds and the peak memory in bytes.
+def _numbers(recipe: Recipe, result: SftResult) -> dict[str, Any]:
+    """What ``results.json`` says."""
+    return {
+        "method": recipe.method,
+        "accuracy_before": accuracy_numbers(result.before),
+        "accuracy_after": accuracy_numbers(result.after),
+        "test_loss": result.test_loss,
+        "training_seconds": result.seconds,
+        "peak_memory_bytes": result.peak_memory,
+        "merge": asdict(result.merge) if result.merge else None,
+        "lengths": result.lengths,
+        "loss": result.curve.loss,
+        "beta": result.curve.beta,
+    }
 
-        Raises:
-            RunInterrupted: Ctrl-C or SIGTERM has ended the training early.
-        """
-        checkpoint, step = self.last_good() or self.args.resume_from_checkpoint, 0
-        if checkpoint:
-            step = check_checkpoint(checkpoint)
-            self.say(f"Going on from {checkpoint}.")
-        metrics, stop = MetricsLog(self.folder.metrics), GracefulStop(self.say)
-        with PeakMemory() as memory, TrainingProgress(self.console, f"train {self.recipe.method}") as progress, stop:
-            for callback in (metrics, progress, stop):
-                trainer.add_callback(callback)
-            if self.main:
-                trainer.add_callback(tensorboard(self.folder.tensorboard, step + 1))
-            trainer.train(resume_from_checkpoint=checkpoint)
-            seconds = metrics.seconds
-        if stop.requested:
-            raise RunInterrupted(
-                f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
-                f"{what_is_kept(self.folder.checkpoints)}"
-            )
-        return seconds, memory.bytes
 
-    def last_good(self) -> str | None:
-        """The checkpoint to go on from, the same for every process."""
-        found = [last_good(self.folder.checkpoints, self.say)] if self.main else [None]
-        broadcast_object_list(found)
-        return str(found[0]) if found[0] else None
-
-    def finish(self, model: PreTrainedModel | PeftModel) -> tuple[Accuracy | None, MergeReport | None]:
-        """Save the adapter, merge it where it is, test and save the model."""
-        report = None
-        if isinstance(model, PeftModel):
-            self.save(model, self.folder.adapter)
-            if self.recipe.merge:
-                model, report = self.merge(model)
-        after = self.test(model, "test after")
-        if not isinstance(model, PeftModel):
-            self.save(model, self.folder.model)
-        return after, report
-
-    def finish_apart(
-        self, model: PreTrainedModel | PeftModel, weights: dict[str, Tensor] | None
-    ) -> tuple[Accuracy | None, MergeReport | None]:
-        """The same for a model that is sharded or quantised: it is tested and saved as it is, and the first process
-        merges the adapter into a copy of the base model that is neither, on the CPU.
-        """
-        after = self.test(model, "test after")
-        report = None
-        self.save(model, self.folder.adapter if isinstance(model, PeftModel) else self.folder.model, weights)
-        if isinstance(model, PeftModel) and self.recipe.merge and self.main:
-            dtype = training_precision(self.recipe).compute
-            base, _ = load_model(self.recipe.model, report=self.say, dtype=dtype, **model_options(self.recipe))
-            merged, report = self.merge(load_adapter(base, self.folder.adapter))
-            if not isinstance(merged, PeftModel):
-                self.save(merged, self.folder.model)
-        PartialState().wait_for_everyone()
-        return after, report
-
-    def merge(self, model: PeftModel) -> tuple[PreTrainedModel | PeftModel, MergeReport | None]:
-        """Merge if the adapter is linear; if it is not, say so and go on with the adapter as it is."""
-        texts = [
-            self.tokenizer.apply_chat_template(list(sample.prompt), tokenize=False)
-            for sample in (self.items.test or self.items.train)[:PROBE_ITEMS]
-        ]
-        probe = self.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
-        try:
-            merged, report = merge(model, probe)
-        except NotLinearError as error:
-            self.say(f"Not merged: {error}")
-            return model, None
-        assert isinstance(merged, PreTrainedModel)
-        return merged, report
-
-    def save(self, model: PreTrainedModel | PeftModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write an adapter, or a model with its tokenizer; ``weights`` are the gathered ones of a sharded model."""
-        if self.main:
-            with folder_atomic(folder) as temporary:
-                model.save_pretrained(temporary, state_dict=weights)
-                if not isinstance(model, PeftModel):
-                    self.tokenizer.save_pretrained(temporary)
-
-    def test(self, model: PreTrainedModel | PeftModel, description: str) -> Accuracy | None:
-        """The accuracy of generated answers to the test items, if there are any."""
-        if not self.items.test:
-            return None
-        with progress_bar(self.console) as progress:
-            bar = progress.add_task(description, total=len(self.items.test), note="")
-            return evaluate(
-                model,
-                self.tokenizer,
-                self.items.test,
-                score_for(self.recipe.data),
-                max_new_tokens=self.recipe.evaluate.max_new_tokens,
-                batch_size=self.recipe.evaluate.batch_size,
-                advance=lambda count: progress.advance(bar, count),
-            )
+def _rows(result: SftResult) -> list[list[str]]:
+    """What the model card says was measured."""
+    rows = []
+    if result.after is not None:
+        rows.append(["accuracy of generated answers", accuracy_text(result.before), accuracy_text(result.after)])
+    if result.test_loss is not None:
+        rows.append(["loss on the right answers (nats per token)", "–", f"{result.test_loss:.4f}"])
+    return rows

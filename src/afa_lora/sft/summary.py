@@ -9,20 +9,13 @@ from rich.table import Table
 
 from afa_lora.evaluation import Accuracy
 from afa_lora.sft.run import SftResult
+from afa_lora.tuning.folder import print_files
 
 
 def print_result(result: SftResult, console: Console) -> None:
     """Print the numbers of one run and where its files lie."""
     console.print(comparison({result.curve.name: result}, result.before))
-    for label, path in (
-        ("adapter", result.folder.adapter),
-        ("model", result.folder.model),
-        ("curves", result.folder.curves),
-        ("answers", result.folder.answers),
-        ("results", result.folder.results),
-    ):
-        if path.exists():
-            console.print(f"{label:<9}{path}", soft_wrap=True, markup=False, highlight=False)
+    print_files(result.folder, console)
 
 
 def comparison(results: Mapping[str, SftResult], before: Accuracy | None) -> Table:

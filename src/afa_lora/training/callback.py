@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,7 +19,8 @@ class AnnealingCallback(TrainerCallback):
     β follows the global step alone, so resuming is exact, gradient accumulation holds it still, and a forward and its
     recomputation under gradient checkpointing see the same one. Evaluations and checkpoints after step t have β(t),
     the value that the next step trains with. Trainers that generate (GRPO, RLOO) keep one β from a generation to the
-    last update that uses it. Logs ``afa/beta`` (with several adapters ``afa/beta/NAME``).
+    last update that uses it: β follows ⌊step / U⌋ · U, U being `updates_per_generation`. Logs ``afa/beta`` (with several
+    adapters ``afa/beta/NAME``).
 
     Raises:
         InvalidSettingError: at the start of training, if the model has no AFA layer.
@@ -80,15 +82,17 @@ class AnnealingCallback(TrainerCallback):
 
 
 def updates_per_generation(args: TrainingArguments) -> int:
-    """How many optimizer steps use one generation: 1 unless the trainer generates (TRL's GRPO and RLOO).
+    """U, how many optimizer steps β is held: 1 unless the trainer generates (TRL's GRPO and RLOO).
 
-    steps_per_generation · num_iterations / gradient_accumulation_steps.
+    A generation serves steps_per_generation · num_iterations forward passes, a step takes
+    gradient_accumulation_steps of them. U is the least number of steps after which a generation ends with a step; one
+    generation lasts that long unless the next one begins in the midst of a step.
     """
     generation_steps = getattr(args, "steps_per_generation", None)
     if generation_steps is None:
         return 1
-    iterations = getattr(args, "num_iterations", 1)
-    return max(1, generation_steps * iterations // args.gradient_accumulation_steps)
+    passes = generation_steps * getattr(args, "num_iterations", 1)
+    return math.lcm(passes, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
 
 
 def _warn_not_linear(name: str, where: str, beta: float, args: TrainingArguments, state: TrainerState) -> None:

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from trl import SFTConfig
 
-from afa_lora.sft.loading import training_precision
 from afa_lora.sft.planning.shape import ModelShape, byte_size, optimizer_bytes
 from afa_lora.sft.recipe import Recipe
+from afa_lora.tuning.loading import training_precision
 
 aten = torch.ops.aten
 NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty"}  # they write nothing

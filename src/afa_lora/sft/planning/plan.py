@@ -21,15 +21,16 @@ from afa_lora.core.schedule import Schedule
 from afa_lora.data import Items, LengthReport, load_data, measure_lengths
 from afa_lora.models import read_parts
 from afa_lora.running.checkpoints import newest
-from afa_lora.sft.adapter import adapter_config
-from afa_lora.sft.checks import check_optimizer, training_faults
-from afa_lora.sft.folder import RunFolder
-from afa_lora.sft.loading import Precision, check_quantization, model_options, training_precision, use_chat_template
+from afa_lora.sft.checks import training_faults
 from afa_lora.sft.planning.estimate import StepEstimate, estimate_step
 from afa_lora.sft.planning.shape import ModelShape, shape_model
 from afa_lora.sft.planning.timing import Speed, measure_speed
 from afa_lora.sft.recipe import Recipe
 from afa_lora.sft.trainer import training_arguments
+from afa_lora.tuning.adapter import adapter_config
+from afa_lora.tuning.checks import check_optimizer
+from afa_lora.tuning.folder import RunFolder
+from afa_lora.tuning.loading import Precision, check_quantization, model_options, training_precision, use_chat_template
 
 ASSUMED_LENGTH = 1024  # tokens, where neither the data nor max_length say how long sequences are
 MIB, GIB = 2**20, 2**30

@@ -16,9 +16,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from trl import SFTConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from afa_lora.sft.adapter import adapted_layers, adapter_config, add_adapter
-from afa_lora.sft.loading import model_options, training_precision
 from afa_lora.sft.recipe import Recipe
+from afa_lora.tuning.adapter import adapted_layers, adapter_config, add_adapter
+from afa_lora.tuning.loading import model_options, training_precision
 
 # Attention without a mask, as for batches without padding. Under a name of its own transformers makes no mask for it;
 # on tensors without data it could not see that it may leave the mask out.

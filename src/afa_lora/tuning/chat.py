@@ -18,8 +18,8 @@ from afa_lora.data.records import Message
 from afa_lora.models import check_chat_template
 from afa_lora.peft.model import anneal_states
 from afa_lora.serving import locate
-from afa_lora.sft.loading import training_precision
-from afa_lora.sft.recipe import load_recipe
+from afa_lora.tuning.loading import training_precision
+from afa_lora.tuning.recipe import read_run
 
 
 class ConversationTooLongError(AfaLoraError):
@@ -137,7 +137,7 @@ def open_chat(
         AfaLoraError: there is no adapter, or it or its base model cannot be loaded.
     """
     located = locate(path, base)
-    recipe = load_recipe(located.recipe) if located.recipe else None
+    recipe = read_run(located.recipe) if located.recipe else None
     # As it was trained, except that quantised weights are loaded whole.
     dtype = training_precision(recipe).weights if recipe else "auto"
     model, tokenizer = located.load_base(report=report, **{**located.options, "dtype": dtype})

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 
 from afa_lora.data import Items, fingerprint
 from afa_lora.evaluation import Accuracy, Answer
@@ -19,11 +20,7 @@ from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.running.checkpoints import newest
 from afa_lora.running.provenance import command, environment, git_state
 from afa_lora.settings import RecipeError, differences, parse_yaml
-from afa_lora.sft.recipe import Recipe, dump_recipe
-
-if TYPE_CHECKING:
-    from afa_lora.sft.run import SftResult
-
+from afa_lora.tuning.recipe import TuningRecipe, dump_recipe
 
 # What may be changed before a run goes on: it ends the same.
 HARMLESS = {
@@ -97,7 +94,7 @@ class RunFolder:
         """The trained model's answers to the test items, one JSON object a line."""
         return self.path / "answers.jsonl"
 
-    def check(self, recipe: Recipe) -> bool:
+    def check(self, recipe: TuningRecipe) -> bool:
         """Look whether the folder can be used for this recipe; nothing is written.
 
         Returns:
@@ -134,7 +131,7 @@ class RunFolder:
         return not changes
 
     @contextmanager
-    def claimed(self, recipe: Recipe) -> Iterator[bool]:
+    def claimed(self, recipe: TuningRecipe) -> Iterator[bool]:
         """Hold the folder for this recipe while the block runs; yields what `check` returns.
 
         Raises:
@@ -189,24 +186,24 @@ class RunFolder:
         start = {"time": now, "command": command(), "git": git_state(), "data": data, "environment": present}
         write_atomic(self.provenance, json.dumps([*starts, start], indent=2) + "\n")
 
-    def write_results(self, recipe: Recipe, result: SftResult) -> None:
-        """Write the numbers; a run counts as finished from here on."""
+    def write_results(self, numbers: Mapping[str, Any]) -> None:
+        """Write the numbers, and with them the data and the environment; a run counts as finished from here on."""
         start = json.loads(self.provenance.read_text(encoding="utf-8"))[-1]
-        numbers = {
-            "method": recipe.method,
-            "accuracy_before": _numbers(result.before),
-            "accuracy_after": _numbers(result.after),
-            "test_loss": result.test_loss,
-            "training_seconds": result.seconds,
-            "peak_memory_bytes": result.peak_memory,
-            "merge": asdict(result.merge) if result.merge else None,
-            "lengths": result.lengths,
-            "loss": result.curve.loss,
-            "beta": result.curve.beta,
-            "data": start["data"],
-            "environment": start["environment"],
-        }
-        write_atomic(self.results, json.dumps(numbers, indent=2) + "\n")
+        there = {**numbers, "data": start["data"], "environment": start["environment"]}
+        write_atomic(self.results, json.dumps(there, indent=2) + "\n")
+
+
+def print_files(folder: RunFolder, console: Console) -> None:
+    """Print where the files of a run lie, those of them that there are."""
+    for label, path in (
+        ("adapter", folder.adapter),
+        ("model", folder.model),
+        ("curves", folder.curves),
+        ("answers", folder.answers),
+        ("results", folder.results),
+    ):
+        if path.exists():
+            console.print(f"{label:<9}{path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _check_place(output: Path) -> None:
@@ -238,7 +235,8 @@ def read_answers(path: Path) -> Accuracy:
     return Accuracy(tuple(Answer(**json.loads(line)) for line in lines))
 
 
-def _numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
+def accuracy_numbers(accuracy: Accuracy | None) -> dict[str, Any] | None:
+    """What ``results.json`` says of an accuracy, if there is one."""
     if accuracy is None:
         return None
     return {"correct": accuracy.correct, "items": accuracy.items, "interval_95": accuracy.interval}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.running.checkpoints import NonFiniteError, checkpoints_of, is_sealed, newest, remove
-from afa_lora.sft.recipe import Recipe
+from afa_lora.tuning.recipe import TuningRecipe
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter failed", "unexpected pos")
@@ -31,7 +31,7 @@ class RunInterrupted(RunStopped):
 
 
 @contextmanager
-def explained(recipe: Recipe, checkpoints: Path) -> Iterator[None]:
+def explained(recipe: TuningRecipe, checkpoints: Path) -> Iterator[None]:
     """Turn a full disk, exhausted memory, a NaN and Ctrl-C inside the block into `RunStopped`.
 
     Args:
@@ -93,7 +93,7 @@ def what_is_kept(checkpoints: Path) -> str:
     return f"{_kept(checkpoints)} The same command again {how}."
 
 
-def _less_memory(recipe: Recipe, checkpoints: Path) -> str:
+def _less_memory(recipe: TuningRecipe, checkpoints: Path) -> str:
     """What to lower, most effective first, leaving out what is done already."""
     batch = recipe.train.get("per_device_train_batch_size", 8)
     remedies = []
@@ -114,7 +114,7 @@ def _less_memory(recipe: Recipe, checkpoints: Path) -> str:
     return f"Change one of: {'; '.join(remedies)}.{elsewhere}{test}"
 
 
-def _now(recipe: Recipe, key: str) -> str:
+def _now(recipe: TuningRecipe, key: str) -> str:
     return f" (now {recipe.train[key]:g})" if key in recipe.train else ""
 
 

@@ -16,7 +16,7 @@ from transformers.utils import strtobool
 from afa_lora.data import alpaca
 from afa_lora.models import check_chat_template, hardware_dtype, load_model
 from afa_lora.settings import RecipeError
-from afa_lora.sft.recipe import Recipe
+from afa_lora.tuning.recipe import TuningRecipe
 
 SET_ELSEWHERE = {"dtype": "load.dtype", "torch_dtype": "load.dtype", "quantization_config": "load.quantization"}
 
@@ -43,7 +43,7 @@ class Precision:
         return f"{what}: {self.reason}"
 
 
-def training_precision(recipe: Recipe) -> Precision:
+def training_precision(recipe: TuningRecipe) -> Precision:
     """Choose the dtypes from the recipe and, where it leaves them open, from the hardware.
 
     ``train.bf16`` and ``train.fp16`` say what is computed in, ``load.dtype`` says what the weights are kept in, and
@@ -74,7 +74,7 @@ def training_precision(recipe: Recipe) -> Precision:
     return Precision(weights, compute, device, reason)
 
 
-def training_device(recipe: Recipe) -> str:
+def training_device(recipe: TuningRecipe) -> str:
     """The type of device that `transformers.Trainer` will train on."""
     if recipe.train.get("use_cpu") or strtobool(os.environ.get("ACCELERATE_USE_CPU", "false")):
         return "cpu"
@@ -82,7 +82,7 @@ def training_device(recipe: Recipe) -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
-def precision_flags(recipe: Recipe) -> dict[str, bool]:
+def precision_flags(recipe: TuningRecipe) -> dict[str, bool]:
     """The arguments of TRL's `SFTConfig` that go with `training_precision`; TRL's own default is bfloat16 everywhere.
 
     Raises:
@@ -95,7 +95,7 @@ def precision_flags(recipe: Recipe) -> dict[str, bool]:
     return flags
 
 
-def model_options(recipe: Recipe) -> dict[str, Any]:
+def model_options(recipe: TuningRecipe) -> dict[str, Any]:
     """What the recipe passes to ``from_pretrained``, dtype and quantisation aside.
 
     Raises:
@@ -108,7 +108,9 @@ def model_options(recipe: Recipe) -> dict[str, Any]:
     return {"trust_remote_code": bool(recipe.train.get("trust_remote_code", False)), **given}
 
 
-def load_base(recipe: Recipe, report: Callable[[str], None] = print) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    recipe: TuningRecipe, report: Callable[[str], None] = print
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the recipe's base model and its tokenizer.
 
     A quantised model is on the device that trains; any other is on the CPU unless ``train.model_init_kwargs`` says
@@ -136,7 +138,7 @@ def load_base(recipe: Recipe, report: Callable[[str], None] = print) -> tuple[Pr
     return model, tokenizer
 
 
-def use_chat_template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def use_chat_template(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer the template that ``train.chat_template_path`` names, before anything is measured or tested.
 
     Raises:
@@ -169,7 +171,7 @@ def _keep_trainable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_quantization(recipe: Recipe) -> None:
+def check_quantization(recipe: TuningRecipe) -> None:
     """Refuse a quantisation that cannot be trained.
 
     Raises:

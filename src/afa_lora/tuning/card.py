@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from peft import LoraConfig, PeftConfig
 
-from afa_lora import AfaLoraConfig, Schedule
-from afa_lora.data import CommonsenseData, FileData, HubData, Items
+from afa_lora import AfaLoraConfig, MergeReport, Schedule
+from afa_lora.data import CommonsenseData, FileData, HubData, Items, TaskData
 from afa_lora.data.commonsense import TASKS
 from afa_lora.evaluation import Accuracy
 from afa_lora.files import write_atomic
 from afa_lora.models import EMBEDDED
 from afa_lora.running.provenance import environment
-from afa_lora.sft.recipe import Recipe, dump_recipe
-
-if TYPE_CHECKING:
-    from afa_lora.sft.run import SftResult
+from afa_lora.tuning.folder import RunFolder
+from afa_lora.tuning.recipe import TuningRecipe, dump_recipe
 
 METHODS = {
     "full": "full fine-tuning",
@@ -47,15 +45,33 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 
 
-def write_cards(recipe: Recipe, items: Items, result: SftResult) -> None:
-    """Write README.md into the run's adapter and model folders, those of them that there are."""
-    shared = _facts(recipe, items, result)
-    for folder, facts in (
-        (result.folder.adapter, _adapter_facts(recipe, result)),
-        (result.folder.model, {"what": _what(recipe, "model"), "library": "transformers", "code": LOAD_MODEL}),
+def write_cards(
+    recipe: TuningRecipe,
+    items: Items,
+    folder: RunFolder,
+    steps: int,
+    rows: list[list[str]],
+    merge: MergeReport | None,
+    workflow: str = "sft",
+) -> None:
+    """Write README.md into the run's adapter and model folders, those of them that there are.
+
+    Args:
+        recipe: what was done.
+        items: what was trained and tested on.
+        folder: the run's.
+        steps: optimizer steps of the training.
+        rows: what was measured: its name, before, after.
+        merge: how far merging has changed the logits, if it was merged.
+        workflow: a tag for the hub.
+    """
+    shared = {**_facts(recipe, items, folder, steps, workflow), "rows": rows, "merge": merge}
+    for place, facts in (
+        (folder.adapter, _adapter_facts(recipe, folder)),
+        (folder.model, {"what": _what(recipe, "model"), "library": "transformers", "code": LOAD_MODEL}),
     ):
-        if folder.is_dir():
-            write_atomic(folder / "README.md", render_card({**shared, **facts}))
+        if place.is_dir():
+            write_atomic(place / "README.md", render_card({**shared, **facts}))
 
 
 def render_card(facts: dict[str, Any]) -> str:
@@ -65,30 +81,28 @@ def render_card(facts: dict[str, Any]) -> str:
     return environment.from_string(text).render(facts)
 
 
-def _facts(recipe: Recipe, items: Items, result: SftResult) -> dict[str, Any]:
-    config = PeftConfig.from_pretrained(str(result.folder.adapter)) if result.folder.adapter.is_dir() else None
+def _facts(recipe: TuningRecipe, items: Items, folder: RunFolder, steps: int, workflow: str) -> dict[str, Any]:
+    config = PeftConfig.from_pretrained(str(folder.adapter)) if folder.adapter.is_dir() else None
     return {
         "title": recipe.output.name,
         "base_model": EMBEDDED[recipe.model].hub if recipe.model in EMBEDDED else recipe.model,
-        "tags": list(dict.fromkeys(["sft", "trl", recipe.method, *(["afa-lora"] if recipe.anneals else [])])),
+        "tags": list(dict.fromkeys([workflow, "trl", recipe.method, *(["afa-lora"] if recipe.anneals else [])])),
         "datasets": [recipe.data.name] if isinstance(recipe.data, HubData) else [],
         "method": METHODS[recipe.method],
         "adapter": config if isinstance(config, LoraConfig) else None,
         "targets": recipe.adapter.get("target_modules", "all-linear"),
-        "anneal": _anneal(recipe, config, result.steps),
+        "anneal": _anneal(recipe, config, steps),
         "data": f"{_source(recipe)}: {len(items.train):,} items to train on, {len(items.test):,} to test on",
-        "steps": result.steps,
+        "steps": steps,
         "learning_rate": recipe.train.get("learning_rate", "TRL's default"),
         "seed": recipe.train.get("seed", 42),
-        "rows": _rows(result),
-        "merge": result.merge,
         "versions": environment(),
         "recipe": dump_recipe(recipe).rstrip(),
     }
 
 
-def _adapter_facts(recipe: Recipe, result: SftResult) -> dict[str, Any]:
-    config = PeftConfig.from_pretrained(str(result.folder.adapter)) if result.folder.adapter.is_dir() else None
+def _adapter_facts(recipe: TuningRecipe, folder: RunFolder) -> dict[str, Any]:
+    config = PeftConfig.from_pretrained(str(folder.adapter)) if folder.adapter.is_dir() else None
     if isinstance(config, AfaLoraConfig):
         what = _what(recipe, "adapter that is still annealing: with β > 0 it is no plain LoRA, and afa_lora loads it")
         load = {"library": "afa_lora", "loader": "load_adapter", "call": "load_adapter"}
@@ -99,11 +113,11 @@ def _adapter_facts(recipe: Recipe, result: SftResult) -> dict[str, Any]:
     return {"what": what, "library": "peft", "code": LOAD_ADAPTER.format(load_base=load_base, **load)}
 
 
-def _what(recipe: Recipe, kind: str) -> str:
+def _what(recipe: TuningRecipe, kind: str) -> str:
     return f"`{recipe.model}`, fine-tuned by {METHODS[recipe.method]}. This folder holds the {kind}."
 
 
-def _anneal(recipe: Recipe, config: PeftConfig | None, steps: int) -> dict[str, Any] | None:
+def _anneal(recipe: TuningRecipe, config: PeftConfig | None, steps: int) -> dict[str, Any] | None:
     if not recipe.anneals:
         return None
     settings = recipe.anneal
@@ -112,24 +126,19 @@ def _anneal(recipe: Recipe, config: PeftConfig | None, steps: int) -> dict[str, 
     return {**settings.model_dump(), "window": f"{start:g} to {end:g} of {steps}", "beta": beta}
 
 
-def _source(recipe: Recipe) -> str:
-    if isinstance(recipe.data, HubData):
-        return recipe.data.name
-    if isinstance(recipe.data, CommonsenseData):
-        return f"commonsense: {recipe.data.file.name if recipe.data.file else ', '.join(recipe.data.tasks or TASKS)}"
-    return Path(recipe.data.train).name if isinstance(recipe.data, FileData) else f"reasoning-gym {recipe.data.task}"
+def _source(recipe: TuningRecipe) -> str:
+    data = recipe.data
+    if isinstance(data, HubData):
+        return data.name
+    if isinstance(data, CommonsenseData):
+        return f"commonsense: {data.file.name if data.file else ', '.join(data.tasks or TASKS)}"
+    if isinstance(data, FileData):
+        return Path(data.train).name
+    return f"reasoning-gym {data.task}" if isinstance(data, TaskData) else str(getattr(data, "source", ""))
 
 
-def _rows(result: SftResult) -> list[list[str]]:
-    rows = []
-    if result.after is not None:
-        rows.append(["accuracy of generated answers", _accuracy(result.before), _accuracy(result.after)])
-    if result.test_loss is not None:
-        rows.append(["loss on the right answers (nats per token)", "–", f"{result.test_loss:.4f}"])
-    return rows
-
-
-def _accuracy(accuracy: Accuracy | None) -> str:
+def accuracy_text(accuracy: Accuracy | None) -> str:
+    """A share with its interval."""
     if accuracy is None:
         return "–"
     low, high = accuracy.interval

@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from afa_lora import AfaLoraConfig
 from afa_lora.core.errors import closest
 from afa_lora.settings import RecipeError
-from afa_lora.sft.recipe import Recipe
+from afa_lora.tuning.recipe import TuningRecipe
 
 
-def adapter_config(recipe: Recipe) -> LoraConfig:
+def adapter_config(recipe: TuningRecipe) -> LoraConfig:
     """The configuration that the recipe's ``adapter`` and ``anneal`` sections describe.
 
     Raises:
@@ -34,7 +34,7 @@ def adapter_config(recipe: Recipe) -> LoraConfig:
         raise RecipeError(f"adapter: {error}") from error
 
 
-def add_adapter(model: PreTrainedModel, recipe: Recipe, config: LoraConfig | None = None) -> PeftModel:
+def add_adapter(model: PreTrainedModel, recipe: TuningRecipe, config: LoraConfig | None = None) -> PeftModel:
     """Put the recipe's adapter into ``model``.
 
     Args:
