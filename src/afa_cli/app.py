@@ -17,7 +17,7 @@ from afa_cli.recipes import recipes
 from afa_cli.report import report
 from afa_cli.reproduce import reproduce
 from afa_cli.schedule import schedule
-from afa_cli.training import demo, sft
+from afa_cli.training import demo, grpo, sft
 
 app = typer.Typer(
     help="AFA-LoRA: fine-tune with an activation that is annealed away, and get an ordinary adapter or model.",
@@ -44,7 +44,7 @@ def _options(
     pass
 
 
-for verb in (sft, recipes, chat, export, merge, inspect, schedule, reproduce, report, demo):
+for verb in (sft, grpo, recipes, chat, export, merge, inspect, schedule, reproduce, report, demo):
     app.command()(verb)
 eval_app.command()(harness)
 app.add_typer(eval_app, name="eval")

@@ -12,7 +12,7 @@ import typer
 from afa_cli.quiet import load_quietly
 
 if TYPE_CHECKING:
-    from afa_lora.sft.chat import Chat
+    from afa_lora.tuning.chat import Chat
 
 
 def chat(
@@ -36,7 +36,7 @@ def chat(
       afa chat runs/quickstart --once "What is 17 + 25?"
     """
     load_quietly()
-    from afa_lora.sft.chat import ConversationTooLongError, open_chat
+    from afa_lora.tuning.chat import ConversationTooLongError, open_chat
 
     opened = open_chat(run, max_new_tokens, base, report=lambda text: typer.echo(text, err=True))
     if opened.beta > 0:

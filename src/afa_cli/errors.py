@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 SFT = "datasets", "filelock", "gguf", "matplotlib", "pydantic", "reasoning_gym", "rich", "scipy", "trl", "typer", "yaml"
-EXTRA = {**dict.fromkeys(SFT, "sft"), "lm_eval": "harness"}
+EXTRA = {**dict.fromkeys(SFT, "sft"), "math_verify": "grpo", "lm_eval": "harness"}
 """The packages that the bare library does without, and the extra that brings them."""
 
 

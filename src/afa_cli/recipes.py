@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from afa_cli.errors import NoRecipeError, writing
 from afa_cli.quiet import load_quietly
 
-KIND = "sft"
+WORKFLOWS = ("sft", "grpo")  # the first one's recipes are known by their bare names
 
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe to print. All are listed unless one is given.")] = None,
     copy: Annotated[Path | None, typer.Option("--copy", help="The file to copy it to, instead of printing it.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a workflow's recipes, for editors.")
+    ] = False,
 ) -> None:
     """List, print or copy the recipes that come with afa.
 
@@ -28,16 +30,18 @@ def recipes(
     Examples:
       afa recipes
       afa recipes quickstart
-      afa recipes quickstart --copy my_recipe.yaml
+      afa recipes grpo/quickstart --copy my_recipe.yaml
       afa recipes --schema > recipe.schema.json
+      afa recipes grpo --schema > grpo.schema.json
     """
     if schema:
-        if name is not None or copy is not None:
-            raise typer.BadParameter("it is the same for every recipe; give it alone.", param_hint="--schema")
+        if name not in (None, *WORKFLOWS) or copy is not None:
+            raise typer.BadParameter(
+                f"it is the same for every recipe of a workflow ({', '.join(WORKFLOWS)}); give that, or it alone.",
+                param_hint="--schema",
+            )
         load_quietly()
-        from afa_lora.sft.recipe import Recipe
-
-        described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+        described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_recipe_schema(name)}
         typer.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return
     if name is None:
@@ -56,17 +60,29 @@ def recipes(
         raise typer.BadParameter(f"{copy} exists already.", param_hint="--copy")
     with writing("--copy", copy), copy.open("x", encoding="utf-8") as file:
         file.write(text)
-    typer.echo(f"Copied to {copy}. Run it: afa sft {copy}")
+    typer.echo(f"Copied to {copy}. Run it: afa {_named(name).parent.name} {copy}")
 
 
-def find_recipe(name: str) -> Path:
-    """The file of that path, or else the recipe of that name that comes with the package.
+def find_recipe(name: str, workflow: str = WORKFLOWS[0]) -> Path:
+    """The file of that path, or else the workflow's recipe of that name that comes with the package.
 
     Raises:
         NoRecipeError: there is neither.
     """
     path = Path(name)
-    return path if path.is_file() else _named(name)
+    if path.is_file():
+        return path
+    return _named(_known_as(workflow, name.removeprefix(f"{workflow}/")))
+
+
+def _recipe_schema(workflow: str | None) -> dict[str, Any]:
+    if workflow == "grpo":
+        from afa_lora.grpo.recipe import Recipe as GrpoRecipe
+
+        return GrpoRecipe.model_json_schema()
+    from afa_lora.sft.recipe import Recipe
+
+    return Recipe.model_json_schema()
 
 
 def recipes_folder() -> Path:
@@ -85,7 +101,15 @@ def _named(name: str) -> Path:
 
 def _shipped() -> dict[str, Path]:
     """The recipes by name."""
-    return {path.stem: path for path in sorted((recipes_folder() / KIND).glob("*.yaml"))}
+    return {
+        _known_as(workflow, path.stem): path
+        for workflow in WORKFLOWS
+        for path in sorted((recipes_folder() / workflow).glob("*.yaml"))
+    }
+
+
+def _known_as(workflow: str, name: str) -> str:
+    return name if workflow == WORKFLOWS[0] else f"{workflow}/{name}"
 
 
 def _summary(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that train: ``afa sft`` and ``afa demo``."""
+"""The verbs that train: ``afa sft``, ``afa grpo`` and ``afa demo``."""
 
 from __future__ import annotations
 
@@ -49,6 +49,51 @@ def sft(
         print_plan(plan_sft(settings, report), console)
         return
     result, processes = run_sft(settings, console), PartialState()
+    if processes.is_main_process:
+        print_result(result, console)
+    processes.destroy_process_group()
+
+
+def grpo(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a name that afa recipes lists.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; nothing is trained or written.")
+    ] = False,
+) -> None:
+    """Train by reinforcement learning (GRPO), test, merge.
+
+    The model samples several completions for each prompt, reward functions judge them, and it learns from the better
+    ones. Sampling goes through the annealed adapter as it is at that step; its strength is held from a generation to
+    the last update that uses it. Started again after an interruption, it goes on from its last good checkpoint.
+
+    \b
+    Examples:
+      afa grpo quickstart
+      afa grpo quickstart method=lora output=runs/grpo-lora
+      afa grpo my_recipe.yaml rewards=my_rewards:score train.num_generations=16 --dry-run
+      afa grpo gsm8k model=Qwen/Qwen2.5-3B-Instruct rollout=vllm-exact
+      accelerate launch --num_processes 8 -m afa_cli grpo my_recipe.yaml
+    """
+    load_quietly()
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from afa_lora.grpo.recipe import load_recipe
+    from afa_lora.grpo.run import run_grpo
+    from afa_lora.grpo.summary import print_result
+
+    console = Console()
+    settings = load_recipe(find_recipe(recipe, "grpo"), overrides or [])
+    if dry_run:
+        from afa_lora.grpo.plan import plan_grpo, print_plan
+
+        def report(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        print_plan(plan_grpo(settings, report), console)
+        return
+    result, processes = run_grpo(settings, console), PartialState()
     if processes.is_main_process:
         print_result(result, console)
     processes.destroy_process_group()

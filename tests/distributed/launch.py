@@ -9,7 +9,7 @@ RANKS = 2
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(program: Path, *arguments: object, timeout: float = 150) -> None:
+def torchrun(program: Path, *arguments: object, timeout: float = 300) -> None:
     """Run ``program`` on two CPU processes; fail with its output unless both end well."""
     search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(search)}

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from afa_lora import InvalidSettingError, linearize, set_beta
 from afa_lora.peft import merging, variant
 from tests.distributed.tiny import (
+    BETAS,
     KINDS,
     SENTENCES,
     STEPS,
@@ -30,6 +31,8 @@ from tests.distributed.tiny import (
     adapter_tensors,
     counted,
     fill,
+    filled_model,
+    one_step,
     tokens,
     train,
 )
@@ -41,8 +44,13 @@ def shard(model: PeftModel, own: Iterable[nn.Module] = (), reshard: bool = True)
     for module in [*own, *model.get_base_model().model.layers]:
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
-    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert_sharded(model)
     return model
+
+
+def assert_sharded(model: nn.Module) -> None:
+    """Not just DDP under another name; where a forward has left weights gathered, to be asked after `whole`."""
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
@@ -84,6 +92,31 @@ def train_sharded(folder: Path, kind: str) -> None:
     save_file({"logits": logits(model)}, folder / f"logits-{kind}-{dist.get_rank()}")
 
 
+def step_with_checkpointing(folder: Path, kind: str, beta: float) -> None:
+    """One step whose layers are computed twice; at β = 0 after a rollout with merged weights, as RL has it."""
+    model = shard(filled_model(kind, beta))
+    before = whole(model)
+    if beta == 0.0:
+        model.merge_adapter()
+        logits(model)
+        model.unmerge_adapter()
+        assert same(whole(model), before)
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    forwards: list[int] = []
+    query = model.get_base_model().model.layers[0].self_attn.q_proj
+    query.register_forward_pre_hook(lambda *arguments: forwards.append(1))
+    one_step(model, my_share())
+    assert len(forwards) == 2  # the second time in the backward
+    after = whole(model)
+    assert_sharded(model)
+    assert same(frozen(after), frozen(before))
+    save_file(adapter_tensors(after), folder / f"step-{kind}-{beta}-{dist.get_rank()}")
+
+
+def frozen(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if ".lora_" not in key}
+
+
 def sharded_by_itself() -> None:
     """An A that FSDP2 gathers in its own forward must be called as a module; the result is the same."""
     alone, sharded = adapted_model("lora"), adapted_model("lora")
@@ -100,6 +133,7 @@ def merge_and_unmerge(folder: Path, kind: str, reshard: bool, safe: bool) -> Non
     before, expected = whole(model), logits(model)  # the forward leaves weights gathered
     model.merge_adapter(safe_merge=safe)
     merged = whole(model)
+    assert_sharded(model)
     assert not same(before, merged)
     assert (logits(model) - expected).abs().max() < 2e-5
     if dist.get_rank() == 0:
@@ -109,6 +143,7 @@ def merge_and_unmerge(folder: Path, kind: str, reshard: bool, safe: bool) -> Non
     assert dist.get_rank() != 0 or same(found, merged)
     model.unmerge_adapter()
     assert same(whole(model), before)
+    assert_sharded(model)
     assert torch.equal(logits(model), expected)
     unloaded = model.merge_and_unload()
     assert same(whole(unloaded), plain_names(merged))
@@ -207,6 +242,8 @@ def main(folder: Path) -> None:
         train_sharded(folder, kind)
     sharded_by_itself()
     for kind in ("lora", "dora"):
+        for beta in BETAS:
+            step_with_checkpointing(folder, kind, beta)
         merge_and_unmerge(folder, kind, reshard=True, safe=False)
         merge_and_unmerge(folder, kind, reshard=False, safe=True)
         beta_survives_meta_initialisation(kind)

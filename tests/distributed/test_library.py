@@ -9,7 +9,18 @@ from torch import Tensor
 
 from afa_lora import load_adapter, set_beta
 from tests.distributed.launch import RANKS, torchrun
-from tests.distributed.tiny import KINDS, adapted_model, adapter_tensors, base_model, fill, tokens, train
+from tests.distributed.tiny import (
+    BETAS,
+    KINDS,
+    adapted_model,
+    adapter_tensors,
+    base_model,
+    fill,
+    filled_model,
+    one_step,
+    tokens,
+    train,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -41,6 +52,20 @@ def test_training_equals_one_process_on_the_whole_batch(results: Path, how: str,
     assert max((wanted[key] - before[key]).abs().max() for key in before) > 1e-2
     assert_close(found[0], wanted, 2e-5)
     assert_close(found[1], found[0], 0.0)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_step_of_fsdp2_with_gradient_checkpointing_is_that_of_one_process_without(results: Path, kind: str) -> None:
+    steps = []
+    for beta in BETAS:
+        model = filled_model(kind, beta)
+        one_step(model, slice(None))
+        steps.append(adapter_tensors(model.state_dict()))
+        for rank in range(RANKS):
+            assert_close(load_file(results / f"step-{kind}-{beta}-{rank}"), steps[-1], 1e-5)
+    before = adapter_tensors(filled_model(kind, 1.0).state_dict())
+    for one, other in ((before, steps[0]), (steps[0], steps[1]), (steps[1], steps[2])):
+        assert max((one[key] - other[key]).abs().max() for key in before) > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from afa_lora import AfaLoraConfig, Annealer
+from afa_lora import AfaLoraConfig, Annealer, set_beta
 from tests.conftest import DECODER, VOCAB_SIZE
 
 # lm_head is in FSDP2's root group, whose weights stay gathered after a forward; the others are sharded again.
@@ -20,6 +20,7 @@ KINDS = {
 }
 STEPS, TOTAL_STEPS = 4, 8
 SENTENCES = 4
+BETAS = (1.0, 0.5, 0.0)
 
 
 def base_model(seed: int = 0) -> LlamaForCausalLM:
@@ -51,6 +52,22 @@ def train(model: nn.Module, adapter: nn.Module, share: slice, steps: int = STEPS
         optimizer.step()
         optimizer.zero_grad()
     return torch.tensor(betas)
+
+
+def filled_model(kind: str, beta: float) -> PeftModel:
+    """A model as it might be in the midst of a training."""
+    model = adapted_model(kind)
+    fill(model)
+    set_beta(model, beta)
+    return model
+
+
+def one_step(model: nn.Module, share: slice) -> None:
+    """An optimizer step that is the gradient itself: what divides by its size, as AdamW does, would hide faults."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    batch = tokens(0)[share]
+    model(input_ids=batch, labels=batch).loss.backward()
+    optimizer.step()
 
 
 def adapter_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from afa_lora.data.lengths import LengthReport, measure_lengths
 from afa_lora.data.load import load_data
 from afa_lora.data.records import DataError, Items, Sample, fingerprint, to_dataset
-from afa_lora.data.sources import CommonsenseData, DataSource, FileData, HubData, TaskData
+from afa_lora.data.sources import CommonsenseData, DataSource, FileData, Gsm8kData, HubData, TaskData
 
 __all__ = [
     "CommonsenseData",
     "DataError",
     "DataSource",
     "FileData",
+    "Gsm8kData",
     "HubData",
     "Items",
     "LengthReport",

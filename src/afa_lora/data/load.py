@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from afa_lora.data.commonsense import CommonsenseItem, read_mix, read_mix_file, read_tests
 from afa_lora.data.files import read_files
+from afa_lora.data.gsm8k import load_gsm8k
 from afa_lora.data.hub import read_split
 from afa_lora.data.records import DataError, Items, Record, Sample, counted, fingerprint, leaving_out
-from afa_lora.data.sources import CommonsenseData, DataSource, FileData, HubData, TaskData
+from afa_lora.data.sources import CommonsenseData, DataSource, FileData, Gsm8kData, HubData, TaskData
 from afa_lora.data.tasks import make_samples
 
 TEST_ITEMS = 100  # as many at most where data.test_items is not given
@@ -41,6 +42,11 @@ def load_data(source: DataSource, report: Callable[[str], None] = print) -> Item
     if test is None:
         return _hold_out(train, source, report)
     return _keep_apart(_flat(train), _flat(test), source, report)
+
+
+def load_prompts(source: TaskData | Gsm8kData | FileData | HubData, report: Callable[[str], None] = print) -> Items:
+    """Load prompts and their right answers for reinforcement learning; arguments and errors are `load_data`'s."""
+    return load_gsm8k(source, report) if isinstance(source, Gsm8kData) else load_data(source, report)
 
 
 def _from_task(source: TaskData, report: Callable[[str], None]) -> Items:

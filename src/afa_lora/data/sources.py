@@ -97,5 +97,20 @@ class CommonsenseData(_Source):
         return self
 
 
+class Gsm8kData(_Source):
+    """GSM8K, grade-school word problems whose answer is a number: from a folder, or from the hub."""
+
+    source: Literal["gsm8k"]
+    folder: Path | None = None
+    """The folder with ``train.jsonl`` and ``test.jsonl``, or files of that name of another kind; records have a
+    ``question`` and an ``answer`` that ends in ``#### number``. Without it: ``openai/gsm8k`` of the hub."""
+    instruction: str = 'Let\'s think step by step and output the final answer after "####".'
+    """What follows each question, one space behind it; the default is verl's. An empty one adds nothing."""
+    train_items: PositiveInt | None = None
+    """Take only so many training items, drawn with ``seed``."""
+    seed: int = 0
+    """The order of the training items."""
+
+
 DataSource = Annotated[TaskData | FileData | HubData | CommonsenseData, Field(discriminator="source")]
 """The ``data`` section of a recipe; ``source`` says which of the four it is."""

@@ -26,7 +26,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows step, loss and β of a Trainer; use it as a context manager around ``trainer.train()``."""
+    """Shows step, loss (or reward) and β of a Trainer; use it as a context manager around ``trainer.train()``."""
 
     def __init__(self, console: Console, description: str) -> None:
         self._progress = progress_bar(console)
@@ -59,4 +59,5 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             beta = f"  β {logs[BETA]:.2f}" if BETA in logs else ""
-            self._progress.update(self._task, note=f"loss {float(logs['loss']):.3f}{beta}")
+            shown = "reward" if logs.get("reward") is not None else "loss"  # GRPO's loss says nothing
+            self._progress.update(self._task, note=f"{shown} {float(logs[shown]):.3f}{beta}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -102,6 +102,11 @@ def _locate(model: type[Section], location: tuple[int | str, ...]) -> _Place:
         if arguments is not None:
             return _Place(".".join([*parts, *map(str, location[depth + 1 : depth + 2])]), arguments.keys, arguments)
         section, tag = _inner(field, location[depth + 1 :])
+        if section is not None and _is_list(field) and len(location) > depth + 1:
+            parts[-1] += f"[{location[depth + 1]}]"
+            rest = _locate(section, location[depth + 2 :])
+            known = len(location) > depth + 2
+            return _Place(".".join([*parts, rest.key] if known else parts), rest.known, rest.arguments)
         if tag:  # the discriminator's value takes one place in the location
             rest = _locate(section, location[depth + 2 :]) if section else _Place("", (), None)
             return _Place(".".join(filter(None, [*parts, rest.key])), rest.known, rest.arguments)
@@ -115,6 +120,8 @@ def _arguments(field: FieldInfo) -> Arguments | None:
 def _inner(field: FieldInfo, rest: tuple[int | str, ...]) -> tuple[type[Section] | None, bool]:
     """The section that a field holds, if it holds one, and whether a tag chooses it."""
     annotation = field.annotation
+    if _is_list(field):
+        (annotation,) = get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
     if isinstance(field.discriminator, str):
@@ -122,6 +129,10 @@ def _inner(field: FieldInfo, rest: tuple[int | str, ...]) -> tuple[type[Section]
             if rest and rest[0] in get_args(member.model_fields[field.discriminator].annotation):
                 return member, True
     return None, False
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is list
 
 
 def _with_sections(lines: Mapping[str, str]) -> dict[str, str]:

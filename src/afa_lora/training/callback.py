@@ -19,8 +19,8 @@ class AnnealingCallback(TrainerCallback):
     β follows the global step alone, so resuming is exact, gradient accumulation holds it still, and a forward and its
     recomputation under gradient checkpointing see the same one. Evaluations and checkpoints after step t have β(t),
     the value that the next step trains with. Trainers that generate (GRPO, RLOO) keep one β from a generation to the
-    last update that uses it: β follows ⌊step / U⌋ · U, U being `updates_per_generation`. Logs ``afa/beta`` (with several
-    adapters ``afa/beta/NAME``).
+    last update that uses it: β follows ⌊step / U⌋ · U, U being `updates_per_generation`. Logs ``afa/beta`` (with
+    several adapters ``afa/beta/NAME``).
 
     Raises:
         InvalidSettingError: at the start of training, if the model has no AFA layer.
@@ -88,11 +88,15 @@ def updates_per_generation(args: TrainingArguments) -> int:
     gradient_accumulation_steps of them. U is the least number of steps after which a generation ends with a step; one
     generation lasts that long unless the next one begins in the midst of a step.
     """
-    generation_steps = getattr(args, "steps_per_generation", None)
-    if generation_steps is None:
+    if getattr(args, "steps_per_generation", None) is None:
         return 1
-    passes = generation_steps * getattr(args, "num_iterations", 1)
-    return math.lcm(passes, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+    return math.lcm(forward_passes(args), args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+
+
+def forward_passes(args: Any) -> int:
+    """How many forward passes of a process one generation serves: steps_per_generation · num_iterations."""
+    passes: int = args.steps_per_generation * getattr(args, "num_iterations", 1)
+    return passes
 
 
 def _warn_not_linear(name: str, where: str, beta: float, args: TrainingArguments, state: TrainerState) -> None:
