@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 from afa_cli.app import app
 from afa_lora.settings import Arguments
+from afa_lora.grpo.recipe import Recipe as GrpoRecipe
+from afa_lora.settings import Section
 from afa_lora.sft.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -118,21 +120,21 @@ def _help(*verb: str) -> str:
     return result.output.strip()
 
 
-def recipe_keys() -> str:
+def recipe_keys(recipe: type[Section] = Recipe) -> str:
     """Every key of a recipe, one table for each section."""
-    schema = Recipe.model_json_schema()
+    schema = recipe.model_json_schema()
     tops: dict[str, Any] = {}
     parts: list[str] = []
     for name, key in schema["properties"].items():
-        arguments = next((mark for mark in Recipe.model_fields[name].metadata if isinstance(mark, Arguments)), None)
+        arguments = next((mark for mark in recipe.model_fields[name].metadata if isinstance(mark, Arguments)), None)
         if arguments is not None:
             parts += [f"### {name}", _sentence(key["description"]), _set_elsewhere(arguments)]
         elif "discriminator" in key:
             for value, reference in key["discriminator"]["mapping"].items():
                 section = _resolve(schema, reference)
                 parts += [f"### {name}, with source: {value}", _sentence(section["description"]), _table(section)]
-        elif "$ref" in key:
-            section = _resolve(schema, key["$ref"])
+        elif "$ref" in key or "$ref" in key.get("items", {}):
+            section = _resolve(schema, key.get("$ref") or key["items"]["$ref"])
             parts += [f"### {name}", _sentence(section["description"]), _table(section)]
         else:
             tops[name] = key
@@ -189,4 +191,8 @@ def _sentence(text: str) -> str:
     return text.replace("``", "`").replace("\n\n", " ").replace("\n", " ")
 
 
-GENERATED: dict[str, Callable[[], str]] = {"command line": command_line, "recipe keys": recipe_keys}
+GENERATED: dict[str, Callable[[], str]] = {
+    "command line": command_line,
+    "recipe keys": recipe_keys,
+    "GRPO recipe keys": lambda: recipe_keys(GrpoRecipe),
+}

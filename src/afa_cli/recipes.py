@@ -37,7 +37,7 @@ def recipes(
     if schema:
         if name not in (None, *WORKFLOWS) or copy is not None:
             raise typer.BadParameter(
-                f"it is the same for every recipe of a workflow ({', '.join(WORKFLOWS)}); give that, or it alone.",
+                f"it is the same for all recipes; give it alone, or with the workflow ({', '.join(WORKFLOWS)}).",
                 param_hint="--schema",
             )
         load_quietly()

@@ -10,19 +10,24 @@ import pytest
 import yaml
 
 from afa_cli.recipes import find_recipe
+from afa_lora.grpo.recipe import load_recipe as load_grpo_recipe
 from afa_lora.sft import load_recipe
 from tests.cli.conftest import Afa
 
 PROJECT = Path(__file__).parents[2]
-SHIPPED = sorted(path.stem for path in (PROJECT / "recipes" / "sft").glob("*.yaml"))
+SFT = sorted(path.stem for path in (PROJECT / "recipes" / "sft").glob("*.yaml"))
+GRPO = sorted(path.stem for path in (PROJECT / "recipes" / "grpo").glob("*.yaml"))
+SHIPPED = [*SFT, *(f"grpo/{name}" for name in GRPO)]
 
 
 def test_every_shipped_recipe_is_listed_with_what_it_does_and_is_valid(afa: Afa) -> None:
     lines = afa("recipes").out.splitlines()
     assert [line.split()[0] for line in lines] == SHIPPED
     assert all(len(line.split()) > 4 for line in lines)
-    for name in SHIPPED:
+    for name in SFT:
         load_recipe(find_recipe(name))
+    for name in GRPO:
+        load_grpo_recipe(find_recipe(name, "grpo"))
 
 
 def test_a_recipe_is_printed_and_copied_but_never_over_another_file(afa: Afa, tmp_path: Path) -> None:
@@ -58,6 +63,10 @@ def test_the_schema_is_one_that_editors_read(afa: Afa) -> None:
     assert {"model", "output", "data"} <= set(schema["required"])
     recipe = yaml.safe_load((PROJECT / "recipes" / "sft" / "quickstart.yaml").read_text())
     assert recipe.keys() <= schema["properties"].keys()
+    schema = json.loads(afa("recipes", "grpo", "--schema").out)
+    assert "rewards" in schema["required"]
+    recipe = yaml.safe_load((PROJECT / "recipes" / "grpo" / "gsm8k.yaml").read_text())
+    assert recipe.keys() <= schema["properties"].keys()
 
 
 @pytest.mark.parametrize("other", [["quickstart"], ["--copy", "mine.yaml"]])
@@ -75,7 +84,7 @@ def test_a_wheel_has_the_recipes(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
-    assert [f"afa_cli/recipes/sft/{name}.yaml" in names for name in SHIPPED] == [True] * len(SHIPPED)
+    assert {f"afa_cli/recipes/{name if '/' in name else f'sft/{name}'}.yaml" for name in SHIPPED} <= set(names)
     program = "from afa_cli.recipes import find_recipe; print(find_recipe('quickstart'))"
     found = subprocess.run(
         [sys.executable, "-c", program],

@@ -13,7 +13,7 @@ from trl import GRPOConfig
 
 from afa_lora import Schedule
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.data import Items
+from afa_lora.data import Gsm8kData, Items, Sample
 from afa_lora.data.load import load_prompts
 from afa_lora.data.prompts import drop_long
 from afa_lora.grpo.checks import prompts_of, settings_faults
@@ -104,7 +104,7 @@ def plan_grpo(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
         steps=steps,
         updates=updates_per_generation(args),
         window=_window(recipe, steps),
-        right_answers=tuple(rewards.of_answers(tried, [sample.completion for sample in tried], tokenizer)),
+        right_answers=tuple(rewards.of_answers(tried, _right_answers(recipe, tried), tokenizer)),
         resumes=resumes,
     )
 
@@ -161,6 +161,12 @@ def _window(recipe: Recipe, steps: int) -> tuple[float, float] | None:
     if not recipe.anneals:
         return None
     return Schedule(recipe.anneal.schedule, recipe.anneal.anneal_start, recipe.anneal.anneal_end).window(steps)
+
+
+def _right_answers(recipe: Recipe, samples: list[Sample]) -> list[str]:
+    """What the data give as a model answer: of GSM8K the worked one, whose form the rule asks for."""
+    worked = isinstance(recipe.data, Gsm8kData)
+    return [str(sample.entry["answer"]) if worked else sample.completion for sample in samples]
 
 
 def _step_of(folder: RunFolder) -> int:

@@ -17,6 +17,7 @@ TRAIN_KEYS = {
     **TRAIN_KEYS_ELSEWHERE,
     "use_vllm": "rollout",
     "reward_weights": "the weights of rewards",
+    "num_generations_eval": "evaluate: one greedy answer to each item",
 }
 GRPO_TYPES = {
     **TRAIN_TYPES,

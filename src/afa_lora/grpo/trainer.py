@@ -137,7 +137,8 @@ def training_arguments(recipe: Recipe) -> GRPOConfig:
     Raises:
         RecipeError: `GRPOConfig` refuses a value, or ``num_generations`` does not divide the batch.
     """
-    return tuning.training_arguments(GRPOConfig, recipe, {"reward_weights": recipe.reward_weights})
+    settings = {"reward_weights": recipe.reward_weights, "num_generations_eval": 1}
+    return tuning.training_arguments(GRPOConfig, recipe, settings)
 
 
 def make_trainer(
