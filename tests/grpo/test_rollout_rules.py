@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 from trl import GRPOConfig
 
@@ -50,7 +51,7 @@ def test_vllm_is_not_installed(policy: str, tmp_path: Path) -> None:
     for part in (policy, "not installed", "pip install vllm", "rollout=transformers"):
         assert part in fault
     with pytest.raises(RolloutError, match="not installed"):
-        VllmRollout(policy, tmp_path, AfaLoraConfig(), dtype=AfaLoraConfig)  # type: ignore[arg-type] - never reached
+        VllmRollout(policy, tmp_path, AfaLoraConfig(), dtype=torch.float32)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from afa_lora.core.activation import phi
 from afa_lora.core.errors import InvalidSettingError
-from afa_lora.peft.merging import is_sharded
+from afa_lora.peft.merging import as_sharded, is_sharded, stored_weight, sum_over_shards
 from afa_lora.peft.model import no_afa_layer
 from afa_lora.peft.variant import AfaDoraVariant, AfaVariant
 
@@ -94,28 +94,41 @@ class _Fit:
     def solve(self, site: str) -> None:
         assert self.cross is not None
         assert self.energy is not None
-        self.slopes[site] = torch.where(self.energy > 0, self.cross / self.energy, 1.0)
+        cross, energy = sum_over_shards(torch.stack([self.cross, self.energy]), stored_weight(self.layer))
+        self.slopes[site] = torch.where(energy > 0, cross / energy, 1.0)
         self.cross = self.energy = None
+
+    def over_shards(self) -> None:
+        """Make the measured error that of all ranks' data."""
+        sums = torch.tensor([self.error, self.norm], dtype=torch.float64)
+        self.error, self.norm = sum_over_shards(sums, stored_weight(self.layer)).tolist()
+
+    def tensors(self) -> Iterator[nn.Parameter]:
+        """What `fold` may change, as it is kept: under FSDP2 the shards."""
+        stored_weight(self.layer)
+        for parts in (self.layer.lora_A, self.layer.lora_B, self.layer.lora_magnitude_vector):
+            if self.adapter in parts:
+                yield from parts[self.adapter].parameters()
 
     def fold(self) -> None:
         """Write the slopes into A and B, and keep DoRA's factor m/‖W₀ + s·BA‖ what it was."""
+        stored_weight(self.layer)
         A, B = self.layer.lora_A[self.adapter].weight, self.layer.lora_B[self.adapter]
         dora = isinstance(self.variant, AfaDoraVariant)
         before = self.variant.norm(self.layer, self.adapter) if dora else None
         if (columns := self.slopes.get("before_a")) is not None:
-            A.mul_(columns.to(A.dtype).view(1, -1, *(1,) * (A.dim() - 2)))
+            A.mul_(as_sharded(columns.to(A.dtype).view(1, -1, *(1,) * (A.dim() - 2)), A))
         if (rows := self.slopes.get("between")) is not None:
-            A.mul_(rows.to(A.dtype).view(-1, *(1,) * (A.dim() - 1)))
+            A.mul_(as_sharded(rows.to(A.dtype).view(-1, *(1,) * (A.dim() - 1)), A))
         if (outputs := self.slopes.get("after_b")) is not None:
-            B.weight.mul_(outputs.to(A.dtype).view(-1, *(1,) * (B.weight.dim() - 1)))
+            B.weight.mul_(as_sharded(outputs.to(A.dtype).view(-1, *(1,) * (B.weight.dim() - 1)), B.weight))
             if B.bias is not None:
-                B.bias.mul_(outputs.to(A.dtype))
+                B.bias.mul_(as_sharded(outputs.to(A.dtype), B.bias))
         if before is not None:
             magnitude = self.layer.lora_magnitude_vector[self.adapter].weight
             magnitude.mul_((self.variant.norm(self.layer, self.adapter) / before).view(magnitude.shape))
 
 
-@torch.no_grad()
 def linearize(
     model: nn.Module, data: Mapping[str, Any] | Iterable[Mapping[str, Any]], adapter_name: str | None = None
 ) -> LinearizeReport:
@@ -133,15 +146,22 @@ def linearize(
     Raises:
         InvalidSettingError: no batch, no active AFA adapter with β > 0, or a sharded model.
     """
-    batches = [_with_labels(batch) for batch in ([data] if isinstance(data, Mapping) else data)]
-    if not batches:
-        raise InvalidSettingError("data is empty; linearize needs at least one batch of real inputs.")
-    fits = _fits(model, adapter_name)
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise InvalidSettingError(
             "linearize needs whole weights, and this model is sharded (FSDP2). Save the adapter, load it with "
             "afa_lora.load_adapter in one process, and linearize it there."
         )
+    return _linearize(model, data, adapter_name)
+
+
+@torch.no_grad()
+def _linearize(
+    model: nn.Module, data: Mapping[str, Any] | Iterable[Mapping[str, Any]], adapter_name: str | None
+) -> LinearizeReport:
+    batches = [_with_labels(batch) for batch in ([data] if isinstance(data, Mapping) else data)]
+    if not batches:
+        raise InvalidSettingError("data is empty; linearize needs at least one batch of real inputs.")
+    fits = _fits(model, adapter_name)
     training = model.training
     model.eval()
     try:
@@ -154,6 +174,7 @@ def linearize(
                         fit.solve(site)
         _run(model, fits, batches, _measure)
         for fit in fits:
+            fit.over_shards()
             fit.fold()
         for state in {id(fit.variant.state): fit.variant.state for fit in fits}.values():
             state.beta = 0.0
@@ -165,6 +186,39 @@ def linearize(
         statistics.fmean(losses_before) if losses_before else None,
         statistics.fmean(losses_after) if losses_after else None,
     )
+
+
+@contextmanager
+def linearized(
+    model: nn.Module, data: Mapping[str, Any] | Iterable[Mapping[str, Any]], adapter_name: str | None = None
+) -> Iterator[LinearizeReport]:
+    """Within the block the adapters are what `linearize` makes of them; after it what they were before, to the bit.
+
+    For handing the nearest linear adapter to something that knows no other, in the middle of a training. The model may
+    be sharded by FSDP2: all ranks enter and leave the block together, each with as many batches of its own data; the
+    slopes fit the data of all of them, the report's losses are those of this rank.
+
+    Args:
+        model, data, adapter_name: see `linearize`.
+
+    Raises:
+        InvalidSettingError: no batch, or no active AFA adapter with β > 0.
+    """
+    fits = _fits(model, adapter_name)
+    kept = [(tensor, tensor.detach().clone()) for fit in fits for tensor in fit.tensors()]
+    states = {id(fit.variant.state): fit.variant.state for fit in fits}.values()
+    places = [(state, state.beta, state.step, state.total_steps, state.driven) for state in states]
+    try:
+        yield _linearize(model, data, adapter_name)
+    finally:
+        with torch.no_grad():
+            for fit in fits:
+                stored_weight(fit.layer)  # the last forward may have left them gathered
+            for tensor, original in kept:
+                tensor.copy_(original)
+        for state, beta, step, total_steps, driven in places:
+            state.restore(beta)
+            state.step, state.total_steps, state.driven = step, total_steps, driven
 
 
 def _fits(model: nn.Module, adapter_name: str | None) -> list[_Fit]:
