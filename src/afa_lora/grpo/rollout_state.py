@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -60,12 +59,12 @@ class RolloutState(TrainerCallback):
         if self.checkpoint is None or not (file := _file(Path(self.checkpoint), args)).is_file():
             return
         trainer = self._trainer
-        with safe_open(str(file), "pt", device=str(torch.device(args.device))) as stored:
+        with safe_open(str(file), "pt") as stored:
             facts = json.loads(stored.metadata()["facts"])
             batches = [dict(others) for others in facts["others"]]
             for key in stored.keys():  # noqa: SIM118 - no mapping
                 number, _, name = key.partition("/")
-                batches[int(number)][name] = stored.get_tensor(key)
+                batches[int(number)][name] = stored.get_tensor(key).to(args.device)
         trainer._step = facts["forward_passes"]
         trainer.groups, trainer.equal_groups = facts["groups"], facts["equal_groups"]
         trainer._buffered_inputs = batches or None
