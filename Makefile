@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVING := .venv-serving
+VERL := .venv-verl
 CORES := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 # Models and data come from the package index or from local files, never from a hub.
@@ -11,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-serving check docs format bench clean
+.PHONY: help install demo test test-serving test-verl check docs format bench clean
 
 help:  ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,18 @@ $(SERVING)/.installed: pyproject.toml constraints-serving.txt
 test-serving: $(SERVING)/.installed  ## serve exported adapters and models with real vLLM and llama.cpp
 	OMP_NUM_THREADS=$(CORES) $(SERVING)/bin/python -m pytest tests/serving -m serving --durations=10 $(PYTEST_ARGS)
 
+# Another one: verl needs an older transformers, and no TRL.
+$(VERL)/.installed: pyproject.toml constraints-verl.txt
+	@echo "Setting up $(VERL); the first time takes a few minutes."
+	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install -qq "$$(grep '^torch==' constraints-verl.txt)" -c constraints-verl.txt
+	$(VERL)/bin/python -m pip install -qq --no-deps -r constraints-verl.txt
+	$(VERL)/bin/python -m pip install -qq --no-deps -e .
+	touch $@
+
+test-verl: $(VERL)/.installed  ## train a tiny model in verl's FSDP2 engine on two CPU ranks
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/verl $(VERL)/bin/python -m pytest tests/verl -m '' --durations=10 $(PYTEST_ARGS)
+
 check: $(INSTALLED)  ## lint, formatting, types, import contracts, documentation links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,4 +76,4 @@ bench: $(INSTALLED)  ## time and memory of a training step beside PEFT's
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 clean:  ## remove the environment and every cache
-	rm -rf $(VENV) $(SERVING) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVING) $(VERL) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

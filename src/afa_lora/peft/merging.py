@@ -111,6 +111,28 @@ def is_sharded(weight: Tensor) -> TypeGuard[DTensor]:
     return isinstance(weight, DTensor)
 
 
+def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor``, which every rank has whole, in a form that multiplies ``like``, which may be sharded."""
+    tensor = tensor.to(like.device)
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def sum_over_shards(values: Tensor, weight: Tensor) -> Tensor:
+    """Σ of ``values`` over all ranks that have a shard of ``weight``; ``values`` themselves for a whole weight."""
+    if not is_sharded(weight):
+        return values
+    device = weight.device_mesh.device_type
+    total = values.to(device, copy=True)
+    for group in weight.device_mesh.get_all_groups():
+        dist.all_reduce(total, dist.ReduceOp.SUM, group)
+    return total.to(values.device)
+
+
 def _write(variant: AfaVariant, target: Tensor, merged: Tensor) -> None:
     if variant.keep_original and _memory_allows(target):
         variant.original = target.detach().clone()
