@@ -1,4 +1,4 @@
-"""A tiny study: a suite of five arms, four optimizer steps each, and items of the eight tasks made up for it."""
+"""Tiny studies: suites of four or five arms of a few optimizer steps each, and the items that are made up for them."""
 
 import json
 from pathlib import Path
@@ -76,6 +76,60 @@ def tiny_suite(model: Path) -> dict[str, Any]:
                 },
                 "methods": {"full": {"train": {"learning_rate": 1e-4}}},
                 "evaluate": {"max_new_tokens": 2, "limit": 2},
+            }
+        },
+    }
+
+
+REWARDS = '''
+def vowels(completions, **columns):
+    """The share of vowels: random text has some, and more can be learnt."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in texts]
+'''
+
+
+def save_tiny_prompts(folder: Path) -> Path:
+    """30 prompts and a reward function of the user's own, ``tiny_rewards:vowels``, in a folder to be in."""
+    (folder / "tiny_rewards.py").write_text(REWARDS)
+    records = [{"prompt": f"Say {i}.", "completion": "aeiou"} for i in range(30)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def tiny_grpo_suite(model: Path, prompts: Path) -> dict[str, Any]:
+    """The settings of a suite of GRPO, for the model in that folder and the prompts in the other."""
+    return {
+        "title": "A tiny table of rewards",
+        "paper": "Table 0",
+        "workflow": "grpo",
+        "figure": "rewards.png",
+        "columns": ["3B train", "3B validation"],
+        "arms": {
+            "Full fine-tuning": {"method": "full", "paper": [97.0, 90.0]},
+            "LoRA": {"method": "lora", "paper": [95.0, 80.0]},
+            "AFA-LoRA A-σ-B": {"method": "afa-lora", "paper": [96.0, 84.0]},
+            "AFA-LoRA σ-A-B-σ": {"method": "afa-lora", "anneal": {"placement": "σ-A-B-σ"}, "paper": [96.0, 92.0]},
+        },
+        "scales": {
+            "tiny": {
+                "model": str(model),
+                "data": {"source": "file", "train": str(prompts / "prompts.jsonl"), "test_items": 6},
+                "rewards": "tiny_rewards:vowels",
+                "adapter": {"r": 8, "lora_alpha": 16},
+                "anneal": {"activation": "relu", "anneal_end": 0.3},
+                "train": {
+                    "max_steps": 10,
+                    "per_device_train_batch_size": 8,
+                    "num_generations": 4,
+                    "max_completion_length": 6,
+                    "learning_rate": 0.02,
+                    "logging_steps": 1,
+                    "gradient_checkpointing": False,
+                    "save_steps": 2,
+                },
+                "methods": {"full": {"train": {"learning_rate": 0.002}}},
+                "evaluate": {"batch_size": 8},
             }
         },
     }

@@ -13,7 +13,8 @@ from afa_cli.quiet import load_quietly
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of afa reproduce, of runs of afa sft, or of evaluations of afa eval.")
+        list[Path],
+        typer.Argument(help="Folders of afa reproduce, of runs of afa sft or afa grpo, or of evaluations of afa eval."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.")] = None,

@@ -25,13 +25,16 @@ KEPT = ("ACCELERATE_USE_CPU",)
 
 
 def reproduce(
-    artifact: Annotated[str, typer.Argument(help="table1, table4, figure2, figure3, or a YAML file of that form.")],
+    artifact: Annotated[
+        str, typer.Argument(help="table1, table2, table4, figure2, figure3, or a YAML file of that form.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of the scale to change, as key=value.")
     ] = None,
     scale: Annotated[str, typer.Option("--scale", help="paper, small or tiny.")] = "tiny",
     data: Annotated[
-        Path | None, typer.Option("--data", help="The folder of the eight tasks. The hub's data sets unless given.")
+        Path | None,
+        typer.Option("--data", help="The folder of the eight tasks, or of GSM8K. The hub's data sets unless given."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder for everything. runs/ARTIFACT-SCALE unless given.")
@@ -49,10 +52,10 @@ def reproduce(
 ) -> None:
     """Repeat a table or a figure of the paper: train its arms, test them, report.
 
-    Every arm starts from the same A, sees the same batches, and is a run of afa sft and an evaluation of afa eval.
-    Started again, the same command skips what is done and goes on with what was interrupted. An arm that fails is told,
-    the others go on, and the exit code is 1. On several GPUs, start the same command once for each: each takes the
-    next arm that nobody holds.
+    Every arm starts from the same A, sees the same batches, and is a run of afa sft and an evaluation of afa eval; in
+    table2 it sees the same prompts, and is a run of afa grpo. Started again, the same command skips what is done and
+    goes on with what was interrupted. An arm that fails is told, the others go on, and the exit code is 1. On several
+    GPUs, start the same command once for each: each takes the next arm that nobody holds.
 
     \b
     Examples:
@@ -62,6 +65,9 @@ def reproduce(
       afa reproduce table1 --scale small --data data/commonsense train.num_train_epochs=3 --arms LoRA
       CUDA_VISIBLE_DEVICES=3 afa reproduce table1 --scale small --data data/commonsense
       accelerate launch --num_processes 8 -m afa_cli reproduce table1 --scale small --data data/commonsense
+      afa reproduce table2 --scale paper --dry-run
+      afa reproduce table2 --scale tiny --arms full,lora,afa-lora-a-s-b
+      afa reproduce table2 --scale small --data data/gsm8k model=Qwen/Qwen2.5-0.5B-Instruct
       afa reproduce figure2 --out runs/figure2
     """
     _stand_alone()
@@ -77,8 +83,14 @@ def reproduce(
         _draw_figure2(None if dry_run else out or Path("runs") / FIGURE2, console)
         return
     from afa_lora.reproduce.jobs import load_experiment
+    from afa_lora.reproduce.verl import print_commands, verl_commands
 
     path, named = _find(artifact), [name.strip() for name in (arms or "").split(",") if name.strip()]
+    if dry_run and (commands := verl_commands(path, scale, data, named, overrides or [])):
+        if seeds:
+            raise typer.BadParameter("verl's commands take none: each arm is run once.", param_hint="--seeds")
+        print_commands(commands, console)
+        return
     out = out or Path("runs") / f"{path.stem}-{scale}"
     experiment = load_experiment(path, scale, out, data, named, _numbers(seeds or ""), overrides or [])
     (_plan if dry_run else _run)(experiment, console)
@@ -86,6 +98,13 @@ def reproduce(
 
 def _plan(experiment: Experiment, console: Console) -> None:
     """Print what the experiment would take."""
+    if experiment.suite.workflow == "grpo":
+        from afa_lora.reproduce.grpo_plan import plan_trainings, print_trainings
+
+        with console.status("Planning …"):
+            plans = plan_trainings(experiment, lambda text: None)
+        print_trainings(experiment, plans, console)
+        return
     from afa_lora.reproduce.plan import plan_experiment
     from afa_lora.reproduce.plan_text import print_plan
 

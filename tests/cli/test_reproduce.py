@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from afa_lora.settings import dump_yaml
 from tests import tiny_study
 from tests.cli.conftest import Afa
 
@@ -48,6 +49,36 @@ def test_a_study_is_run_and_reported(afa: Afa, suite: Path, tasks: Path, elsewhe
     assert "settings.train.max_steps: 2 → 3" in other.err
 
 
+def test_the_paper_scale_of_table_2_is_printed_for_verl(afa: Afa, elsewhere: Path) -> None:
+    shown = afa(
+        "reproduce", "table2", "--scale", "paper", "--dry-run", "--arms", "full,lora,afa-lora-a-s-b", "verl=[3b]"
+    )
+    assert shown.code == 0
+    assert shown.out.count("python3 -m verl.trainer.main_ppo") == 3
+    assert "# 3b, AFA-LoRA A-σ-B: recipes/verl/qwen2.5-3b.sh A-s-B" in shown.out
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_study_of_rewards_is_planned_run_and_reported(
+    afa: Afa, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_study.save_tiny_prompts(tmp_path))
+    path = tmp_path / "table0.yaml"
+    path.write_text(dump_yaml(tiny_study.tiny_grpo_suite(chat_model, tmp_path)))
+    arguments = ("reproduce", path, "--out", "out", "--arms", "full,lora,afa-lora-a-s-b", "train.max_steps=2")
+    planned = afa(*arguments, "--dry-run")
+    assert planned.code == 0
+    assert "tiny_rewards:vowels × 1" in planned.out
+    assert not Path("out").exists()
+    done = afa(*arguments)
+    assert done.code == 0
+    assert "gap closed" in " ".join(done.out.split())
+    assert (tmp_path / "out" / "report.html").is_file()
+    again = afa("report", "out", "--out", "page.html", "--markdown", "table.md", "--json", "numbers.json")
+    assert again.code == 0
+    assert (tmp_path / "numbers.json").read_bytes() == (tmp_path / "out" / "results.json").read_bytes()
+
+
 def test_an_arm_that_fails_makes_the_exit_code_1(afa: Afa, suite: Path, tasks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     failed = afa("reproduce", suite, "--data", tasks, "--out", out, "--arms", "LoRA", "train.learning_rate=1e30")
@@ -61,7 +92,7 @@ def test_an_arm_that_fails_makes_the_exit_code_1(afa: Afa, suite: Path, tasks: P
     [
         (
             ["tabel1"],
-            "Choose one of 'figure2', 'figure3', 'table1', 'table4'. Did you mean 'table1'?",
+            "Choose one of 'figure2', 'figure3', 'table1', 'table2', 'table4'. Did you mean 'table1'?",
         ),
         (["table1", "--scale", "papre"], "Did you mean 'paper'?"),
         (["table1", "--arms", "LoRa,DoRRA"], "--arms='DoRRA' is not known."),
@@ -70,6 +101,9 @@ def test_an_arm_that_fails_makes_the_exit_code_1(afa: Afa, suite: Path, tasks: P
         (["table1", "--data", "nowhere"], "there is no such folder"),
         (["table1", "train.learning_rte=1"], "Did you mean 'learning_rate'?"),
         (["figure2", "train.seed=1"], "it draws a formula"),
+        (["table2", "--scale", "paper"], "is run by verl, not from here: --dry-run prints the command of each arm"),
+        (["table2", "--scale", "paper", "--dry-run", "--seeds", "1"], "each arm is run once"),
+        (["table2", "--data", "."], "this scale does not read a folder"),
     ],
 )
 def test_what_is_refused(afa: Afa, elsewhere: Path, arguments: list[str], message: str) -> None:

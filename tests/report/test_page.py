@@ -11,10 +11,20 @@ import pytest
 from rich.console import Console
 
 from afa_lora.report.curves import DASHES, LINES, Curve, beta_svg, line_style, loss_svg, mean_curve, smoothed
+from afa_lora.report.formats import accuracy_interval, duration, gap, p_value, points, state
 from afa_lora.report.page import split_settings
-from afa_lora.report.tables import accuracy_interval, duration, gap, p_value, points, state, terminal_table
+from afa_lora.report.tables import terminal_table
 from afa_lora.reproduce.report import make_report
-from tests.reproduce.studies import ARMS, arm, write_evaluation, write_harness, write_json, write_run, write_study
+from tests.reproduce.studies import (
+    ARMS,
+    arm,
+    write_evaluation,
+    write_grpo_study,
+    write_harness,
+    write_json,
+    write_run,
+    write_study,
+)
 
 HOSTILE = '<script>alert(1)</script>" onload="x" {{ 7 * 7 }} | `x` </table> $y$ &amp;'
 VOID = {"meta", "br", "path", "use", "rect", "line", "ellipse"}
@@ -58,7 +68,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A page with everything on it: a study, an arm that is not finished, runs, the harness, hostile names."""
+    """A page with everything on it: studies, an arm that is not finished, runs, the harness, hostile names."""
     folder = tmp_path_factory.mktemp("page")
     arms = [*ARMS, arm(HOSTILE, "afa-lora", slug="hostile", settings={HOSTILE: HOSTILE}), arm("AFA late", "afa-lora")]
     shares = {"Full": 0.6, "LoRA": 0.4, "AFA-LoRA A-σ-B": 0.45, HOSTILE: 0.5}
@@ -67,7 +77,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_run(folder / "run", "afa-lora")
     write_evaluation(folder / "evaluation<b>", 0.4, items=10, prompt="chat")
     write_harness(folder / "harness", 0.5)
-    return make_report([folder / name for name in ("study", "run", "evaluation<b>", "harness")]).page
+    write_grpo_study(folder / "rewards", {"Full": 0.8, "LoRA": 0.4, "AFA-LoRA A-σ-B": 0.5})
+    return make_report([folder / name for name in ("study", "rewards", "run", "evaluation<b>", "harness")]).page
 
 
 def test_no_request_leaves_the_page(html: str) -> None:
@@ -133,6 +144,11 @@ def test_every_part_is_on_the_page(html: str) -> None:
         "fingerprint aaaaaaaaaaaaaaaa",
         "not started",
         "lm-evaluation-harness",
+        "Rewards × 100",
+        "Validation 200 items",
+        "3B validation",
+        "3B 40.0 %",
+        "LoRA: mean reward of the sampled completions, smoothed.",
     ):
         assert part in text
 

@@ -163,6 +163,48 @@ def write_run(folder: Path, method: str, seed: int = 0, steps: int = 120, data: 
     return folder
 
 
+def write_grpo_study(folder: Path, rewards: Mapping[str, float], steps: int = 50, items: int = 200) -> Path:
+    """Write a study of GRPO with one seed; ``rewards`` are the arms' means of rewards that are 1 or 0 for each item."""
+    arms = [
+        arm("Full", "full"),
+        arm("LoRA", "lora"),
+        arm("AFA-LoRA A-σ-B", "afa-lora"),
+        arm("AFA-LoRA late", "afa-lora"),
+    ]
+    for one, reward in zip(arms, (90.0, 80.0, 84.0, 92.0), strict=True):
+        one["paper"] = {"3B train": reward + 5, "3B validation": reward}
+    write_study(folder, {}, arms=arms, seeds=[0], title="Reinforcement learning", workflow="grpo", protocol=None)
+    for number, one in enumerate(arms):
+        if one["name"] in rewards:
+            run = folder / one["slug"] / "seed-0" / "run"
+            write_grpo_run(run, one["method"], rewards[one["name"]], number, steps, items)
+    return folder
+
+
+def write_grpo_run(
+    folder: Path, method: str, reward: float, seed: int = 0, steps: int = 50, items: int = 200, data: str = "a" * 16
+) -> Path:
+    """Write the run of a GRPO training whose mean reward rises from 0 to ``reward``, which its test has too.
+
+    ``data`` is the fingerprint of what it is tested on; without ``items`` it is not tested.
+    """
+    write_run(folder, method, seed, steps)
+    results = json.loads((folder / "results.json").read_text())
+    rng = np.random.default_rng(seed)
+    sampled = [reward * min(1.0, 2 * step / steps) + 0.01 * rng.normal() for step in range(1, steps + 1)]
+    right = (np.random.default_rng(7).permutation(items) < round(reward * items)).astype(float)
+    tested = {"reward": float(right.mean()), "rewards": right.tolist(), "items": items} if items else None
+    results |= {"after": tested, "groups": 8 * steps, "groups_with_equal_rewards": steps}
+    results["data"]["test_fingerprint"] = data
+    write_json(folder / "results.json", results)
+    recipe = {"method": method, "rewards": [{"function": "task"}], "evaluate": {"max_new_tokens": None}}
+    write_json(folder / "recipe.yaml", {**recipe, "train": {"max_completion_length": 8}})  # JSON is YAML
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**entry, "reward": mean}) + "\n" for entry, mean in zip(entries, sampled, strict=True)]
+    (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
 def write_harness(folder: Path, value: float, items_hash: str = "h" * 16) -> Path:
     """Write what `afa eval harness` leaves."""
     metrics = [

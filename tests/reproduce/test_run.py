@@ -23,10 +23,12 @@ from afa_lora.data.commonsense import TASKS
 from afa_lora.evaluation.commonsense import read_evaluation
 from afa_lora.evaluation.commonsense.run import EvaluationStopped
 from afa_lora.reproduce import run as run_module
+from afa_lora.reproduce import work as work_module
 from afa_lora.reproduce.jobs import Experiment, Job, load_experiment
 from afa_lora.reproduce.record import record
 from afa_lora.reproduce.run import run_experiment
-from afa_lora.reproduce.study import StudyError, read_study
+from afa_lora.reproduce.runs import StudyError
+from afa_lora.reproduce.study import read_study
 from afa_lora.running.checkpoints import NonFiniteError
 from afa_lora.sft import run as sft_run
 from afa_lora.sft.trainer import ExactSFTTrainer
@@ -76,7 +78,7 @@ def test_every_arm_starts_alike_and_sees_the_same_batches(
 
     monkeypatch.setattr(sft_run, "make_trainer", spy_make)
     monkeypatch.setattr(ExactSFTTrainer, "training_step", spy_step)
-    monkeypatch.setattr(run_module._Runner, "evaluate", lambda self, job: None)
+    monkeypatch.setattr(work_module.SftWork, "evaluate", lambda self, job: None)
     assert run_experiment(experiment, Console(quiet=True)) == {}
 
     full, lora, *others = first_a
@@ -126,6 +128,16 @@ def test_other_arms_and_seeds_join_a_study(load: Load) -> None:
     assert [arm["name"] for arm in described["arms"]] == ["Full", "LoRA"]
     assert described["seeds"] == [0, 2]
     assert described["arms"][1]["paper"] == dict.fromkeys([*TASKS, "average"], 80.0)
+
+
+def test_a_study_from_before_there_were_workflows_goes_on(load: Load) -> None:
+    record(load(arms=["LoRA"]))
+    path = load().folder / "study.json"
+    described = json.loads(path.read_text())
+    assert described.pop("workflow") == "sft"
+    path.write_text(json.dumps(described))
+    record(load(arms=["Full"]))
+    assert [arm["name"] for arm in json.loads(path.read_text())["arms"]] == ["Full", "LoRA"]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +292,7 @@ def test_an_evaluation_that_was_interrupted_goes_on(load: Load, monkeypatch: pyt
     experiment = load(arms=["LoRA"])
     (job,) = experiment.jobs
     with monkeypatch.context() as patched:
-        evaluate = run_module.evaluate_commonsense
+        evaluate = work_module.evaluate_commonsense
 
         def half(model: Any, tokenizer: Any, items: Any, *rest: Any) -> Any:
             original = model.generate
@@ -294,7 +306,7 @@ def test_an_evaluation_that_was_interrupted_goes_on(load: Load, monkeypatch: pyt
             model.generate = generate
             return evaluate(model, tokenizer, items, *rest)
 
-        patched.setattr(run_module, "evaluate_commonsense", half)
+        patched.setattr(work_module, "evaluate_commonsense", half)
         with pytest.raises(EvaluationStopped, match="goes on"):
             run_experiment(experiment, Console(quiet=True))
     answered = len((job.evaluation / "items.jsonl").read_text().splitlines())
@@ -351,7 +363,7 @@ def test_a_process_with_a_failure_ends_after_the_others(load: Load, monkeypatch:
     other = threading.Thread(target=hold)
     other.start()
     holding.wait()
-    monkeypatch.setattr(run_module, "run_sft", fail)
+    monkeypatch.setattr(work_module, "run_sft", fail)
     _, failures = said(experiment)
     assert released.is_set()
     other.join()

@@ -8,7 +8,8 @@ import pytest
 
 from afa_lora.core.errors import AfaLoraError
 from afa_lora.data.commonsense import TASKS
-from afa_lora.reproduce.study import StudyError, read_findings, read_study
+from afa_lora.reproduce.runs import StudyError
+from afa_lora.reproduce.study import read_findings, read_study
 from tests.reproduce.studies import ARMS, arm, write_evaluation, write_harness, write_json, write_run, write_study
 
 SHARES = {"Full": 0.5, "LoRA": 0.4, "AFA-LoRA A-σ-B": 0.45}
@@ -24,8 +25,8 @@ def test_a_finished_study_has_every_evaluation_and_training(folder: Path) -> Non
     assert [one.name for one in study.arms] == [one["name"] for one in ARMS]
     for one in study.arms:
         assert [run.status for run in one.runs] == ["finished"] * 2
-        assert list(one.evaluations) == [0, 1]
-        assert list(one.evaluations[0].correct) == list(TASKS)
+        assert list(one.scores) == [0, 1]
+        assert list(one.scores[0].by_task) == list(TASKS)
     lora, afa = study.arms[1].trainings[0], study.arms[2].trainings[0]
     assert (lora.tokens_per_second, lora.seconds, lora.peak_memory) == (800.0, 60.0, 900 * 2**20 + 100)
     assert lora.curve.window is None
@@ -45,7 +46,7 @@ def test_what_is_not_finished_is_listed_with_its_state(folder: Path) -> None:
     arms = read_study(folder).arms
     assert [run.status for run in arms[0].runs] == ["training not finished", "failed: out of memory"]
     assert [run.status for run in arms[1].runs] == ["evaluation not finished", "not evaluated"]
-    assert arms[1].evaluations == {}
+    assert arms[1].scores == {}
     assert len(arms[1].trainings) == 2
 
 
@@ -77,7 +78,7 @@ def test_other_models_on_the_same_items_share_a_table_however_these_were_asked_f
     write_evaluation(tmp_path / "a", 0.4, items=5)
     write_evaluation(tmp_path / "b", 0.5, items=5, model="other", adapter="runs/x", limit=5)
     (study,) = read_findings([tmp_path / "a", tmp_path / "b"]).studies
-    assert len(study.evaluations) == 2
+    assert len(study.scores) == 2
 
 
 def test_runs_and_evaluations_on_their_own_share_one_table(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_runs_and_evaluations_on_their_own_share_one_table(tmp_path: Path) -> No
     (study,) = read_findings([*folders, tmp_path / "base"]).studies
     assert study.artifact is None
     assert [one.name for one in study.arms] == ["base", "trained", "both", "inside"]
-    assert [bool(one.evaluations) for one in study.arms] == [True, False, True, True]
+    assert [bool(one.scores) for one in study.arms] == [True, False, True, True]
     assert [len(one.trainings) for one in study.arms] == [0, 1, 1, 1]
 
 
@@ -194,7 +195,7 @@ def test_mistakes_in_study_json_come_in_one_message(folder: Path) -> None:
     with pytest.raises(AfaLoraError, match="2 mistakes") as refused:
         read_study(folder)
     assert "seeds" in str(refused.value)
-    assert "arms = 'lroa'" in str(refused.value)
+    assert "arms[0].family = 'lroa'" in str(refused.value)
     write_json(folder / "study.json", [])
     with pytest.raises(StudyError, match="no JSON object"):
         read_findings([folder])

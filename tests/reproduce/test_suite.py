@@ -89,7 +89,7 @@ def test_a_suite_takes_over_the_scales_of_another(suite: Path, settings: dict[st
     (job,), (their_job,) = mine.jobs, theirs.jobs
     assert job.recipe.train == {**their_job.recipe.train, "learning_rate": 0.5}
     assert job.recipe.adapter == {**their_job.recipe.adapter, "r": 2}
-    assert (mine.evaluate.limit, mine.evaluate.max_new_tokens) == (1, theirs.evaluate.max_new_tokens)
+    assert (mine.scale.evaluate.limit, mine.scale.evaluate.max_new_tokens) == (1, theirs.scale.evaluate.max_new_tokens)
     assert mine.describe().deviations == ["It is another.", *theirs.describe().deviations]
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -22,6 +23,16 @@ LINES = tuple(f"#0000{number:02x}" for number in range(16, 25))
 CSS_COLOURS = {INK: "currentColor", SHADE: "var(--shade)"} | {c: f"var(--line-{i})" for i, c in enumerate(LINES)}
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1))  # in turn, once the colours are used up
 SMOOTHED = 50  # a line of an SVG has no more bends than that
+
+
+class Annealed(Protocol):
+    """A curve of any kind that has β and the window in which it falls, as `Curve` has them."""
+
+    @property
+    def beta(self) -> tuple[tuple[int, float], ...]: ...
+
+    @property
+    def window(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -102,12 +113,12 @@ def smoothed(points: Sequence[tuple[int, float]], bends: int = SMOOTHED) -> list
 
 def loss_svg(curves: Sequence[Curve], styles: Sequence[int]) -> str:
     """The losses as inline SVG, smoothed, each curve in the line style of its number; annealing windows are shaded."""
-    return _svg([smoothed(curve.loss) for curve in curves], styles, curves, "training loss (nats per token)")
+    return lines_svg([smoothed(curve.loss) for curve in curves], styles, curves, "training loss (nats per token)")
 
 
-def beta_svg(curves: Sequence[Curve], styles: Sequence[int]) -> str:
+def beta_svg(curves: Sequence[Annealed], styles: Sequence[int]) -> str:
     """β as inline SVG, in the same way."""
-    return _svg([curve.beta for curve in curves], styles, curves, "β")
+    return lines_svg([curve.beta for curve in curves], styles, curves, "β")
 
 
 def line_style(number: int) -> tuple[str, tuple[float, ...]]:
@@ -116,9 +127,10 @@ def line_style(number: int) -> tuple[str, tuple[float, ...]]:
     return CSS_COLOURS[colour], dashes
 
 
-def _svg(
-    lines: Sequence[Sequence[tuple[float, float]]], styles: Sequence[int], curves: Sequence[Curve], y_label: str
+def lines_svg(
+    lines: Sequence[Sequence[tuple[float, float]]], styles: Sequence[int], curves: Sequence[Annealed], y_label: str
 ) -> str:
+    """Lines over the optimizer steps as inline SVG; the annealing windows of their curves are shaded."""
     content = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": y_label, "font.size": 11}):
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from afa_lora.report import tables
+from afa_lora.report import formats, reward_tables, tables
 from afa_lora.report.curves import line_style
 
 PADDING = 0.04  # of an interval plot's width, on both sides
@@ -39,10 +38,15 @@ def render_page(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) 
         report: the numbers of `afa_lora.reproduce.report.make_report`.
         figures: those of each study.
     """
-    environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {name: getattr(tables, name) for name in FILTERS}
+    environment = Environment(
+        loader=PackageLoader("afa_lora.report"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(module, name) for module, names in FILTERS.items() for name in names}
     environment.filters |= {"svg": Markup, "words": _words}
-    text = (files("afa_lora.report") / "templates" / "page.html.jinja").read_text(encoding="utf-8")
     sections = [
         {
             "numbers": entry,
@@ -50,34 +54,41 @@ def render_page(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) 
             "plot": _interval_plot(entry["arms"]),
             "settings": split_settings(entry["arms"]),
             "legend": tables.legend(entry),
+            "rewards": tables.by_rewards(entry),
+            "columns": list(dict.fromkeys(column for arm in entry["arms"] for column in arm["paper"])),
         }
         for entry, drawn in zip(report["studies"], figures, strict=True)
     ]
     harness = {"heads": tables.HARNESS_HEADS, "rows": tables.harness_rows(report["harness"])}
-    return environment.from_string(text).render(sections=sections, harness=harness, line=_line, nothing=tables.NOTHING)
+    page = environment.get_template("page.html.jinja")
+    return page.render(sections=sections, harness=harness, line=_line, nothing=formats.NOTHING)
 
 
-FILTERS = (
-    "accuracy",
-    "accuracy_interval",
-    "duration",
-    "gap",
-    "mebibytes",
-    "on_seeds",
-    "p_value",
-    "paper_value",
-    "points",
-    "points_interval",
-    "share",
-    "state",
-)
+FILTERS = {
+    formats: (
+        "accuracy",
+        "accuracy_interval",
+        "duration",
+        "gap",
+        "mebibytes",
+        "on_seeds",
+        "p_value",
+        "paper_gap",
+        "paper_value",
+        "points",
+        "points_interval",
+        "share",
+        "state",
+    ),
+    reward_tables: ("equal_groups", "training_gap", "training_interval", "training_reward"),
+}
 
 
 def split_settings(arms: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """The settings that all arms share, and for each other dotted key its value in each arm (by slug)."""
     flat = {arm["slug"]: dict(_flat(arm["settings"])) for arm in arms}
     keys = list(dict.fromkeys(key for settings in flat.values() for key in settings))
-    values = {key: {slug: settings.get(key, tables.NOTHING) for slug, settings in flat.items()} for key in keys}
+    values = {key: {slug: settings.get(key, formats.NOTHING) for slug, settings in flat.items()} for key in keys}
     shared = {key: next(iter(row.values())) for key, row in values.items() if len(set(row.values())) == 1}
     return shared, {key: row for key, row in values.items() if key not in shared}
 

@@ -1,127 +1,64 @@
-"""The tables of a report as Markdown and for the terminal, and how numbers are written in them."""
+"""The tables of a report as Markdown and for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-MINUS = "−"
-NOTHING = "–"
-AVERAGE = "average"
-UNBROKEN = ("average", "paper", "p")  # columns of the terminal's table that keep their width
+from afa_lora.report.formats import (
+    AVERAGE,
+    NOTHING,
+    accuracy,
+    accuracy_interval,
+    against,
+    duration,
+    escaped,
+    gap,
+    mebibytes,
+    p_value,
+    paper_value,
+    share,
+    state,
+)
+from afa_lora.report.reward_tables import markdown_rewards, steps_legend, terminal_reward_row
+
+UNBROKEN = ("average", "reward", "paper", "p")  # columns of the terminal's table that keep their width
 HARNESS_HEADS = ("Task", "Metric", "Filter", "Run", "Value", "± standard error", "Items", "Shots", "Task version")
 
 
-def share(value: float, decimals: int = 1) -> str:
-    """A share as percent, without the sign: 0.412 is ``41.2``."""
-    return f"{100 * value:.{decimals}f}".replace("-", MINUS)
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign: ``+1.20``."""
-    return f"{100 * value:+.2f}".replace("-", MINUS)
-
-
-def points_interval(interval: Sequence[float]) -> str:
-    """``−0.40 to +2.80``."""
-    return " to ".join(map(points, interval))
-
-
-def p_value(value: float) -> str:
-    """``= 0.043``, or ``< 0.001``."""
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def accuracy(value: Mapping[str, Any], decimals: int = 1) -> str:
-    """The mean in percent."""
-    return share(value["mean"], decimals)
-
-
-def accuracy_interval(value: Mapping[str, Any], decimals: int = 1) -> str:
-    """``± 1.2`` for seeds, whose interval is symmetric; ``38.9 to 43.6`` for items; nothing where there is none."""
-    interval = value["interval_95"]
-    if interval is None:
-        return ""
-    if value["over"] == "seeds":
-        return f"± {share((interval[1] - interval[0]) / 2, decimals)}"
-    return " to ".join(share(bound, decimals) for bound in interval)
-
-
-def paper_value(arm: Mapping[str, Any], key: str) -> str:
-    """The paper's accuracy in percent, as printed there."""
-    return f"{arm['paper'][key]:.2f}" if key in arm["paper"] else ""
-
-
-def gap(arm: Mapping[str, Any]) -> str:
-    """The gap closed in percent with its interval, or that there is none to close."""
-    closed = arm["gap_closed"]
-    if closed is None:
-        return ""
-    if closed["value"] is None:
-        return "no clear gap"
-    low, high = closed["interval_95"]
-    text = f"{share(closed['value'], 0)} % ({share(low, 0)} to {share(high, 0)})"
-    return " ".join(filter(None, (text, on_seeds(closed))))
-
-
-def on_seeds(compared: Mapping[str, Any]) -> str:
-    """``on seed 0 alone`` for a comparison that lacks planned seeds, otherwise nothing."""
-    seeds = compared["seeds"]
-    return f"on seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} alone" if compared["missing_seeds"] else ""
-
-
-def mebibytes(size: int) -> str:
-    """A number of bytes in MiB, without the unit."""
-    return f"{size / 2**20:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3.4 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def state(arm: Mapping[str, Any], messages: bool = True) -> str:
-    """What of an arm is not finished: ``seeds 0, 1: not started``; without seeds where it is so for all of them.
-
-    ``messages`` are those of failures.
-    """
-    seeds: dict[str, list[str]] = {}
-    for entry in arm["unfinished"]:
-        status = entry["status"] if messages else entry["status"].partition(":")[0]
-        seeds.setdefault(status, []).append(str(entry["seed"]))
-    if len(seeds) == 1 and not arm["seeds"]:
-        return next(iter(seeds))
-    return "; ".join(f"seed{'s' * (len(some) > 1)} {', '.join(some)}: {status}" for status, some in seeds.items())
+def by_rewards(numbers: Mapping[str, Any]) -> bool:
+    """Whether a study's arms are compared by rewards; the numbers say so since there are such studies."""
+    return numbers.get("workflow") == "grpo"
 
 
 def markdown_table(numbers: Mapping[str, Any]) -> str:
-    """The accuracies of one study as a Markdown table, the paper's in brackets.
+    """The accuracies of one study as a Markdown table, the paper's in brackets; for GRPO the rewards.
 
     Args:
         numbers: of `afa_lora.reproduce.numbers.study_numbers`.
     """
+    if by_rewards(numbers):
+        return markdown_rewards(numbers, legend(numbers))
     arms = numbers["arms"]
     with_paper, with_gap = any(arm["paper"] for arm in arms), any(arm["gap_closed"] for arm in arms)
-    heads = ["", *(_escaped(task["title"]) for task in numbers["tasks"]), "average", "95 % interval"]
+    heads = ["", *(escaped(task["title"]) for task in numbers["tasks"]), "average", "95 % interval"]
     heads += ["gap closed"] * with_gap + ["unparsed"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     keys = [task["name"] for task in numbers["tasks"]]
     for arm in arms:
-        cells = [_escaped(arm["name"])]
+        cells = [escaped(arm["name"])]
         if arm["accuracy"]:
-            average = [_cell(arm, AVERAGE, 2)] + [_escaped(state(arm))] * bool(arm["unfinished"])
+            average = [_cell(arm, AVERAGE, 2)] + [escaped(state(arm))] * bool(arm["unfinished"])
             cells += [_cell(arm, key, 1) for key in keys] + ["; ".join(average)]
             cells += [accuracy_interval(arm["accuracy"][AVERAGE], 2) or NOTHING]
             cells += [gap(arm) or NOTHING] * with_gap
             cells += [NOTHING if arm["unparsed"] is None else f"{share(arm['unparsed'])} %"]
         else:
-            cells += [NOTHING] * len(keys) + [_escaped(state(arm))] + [NOTHING] * (len(heads) - len(keys) - 2)
+            cells += [NOTHING] * len(keys) + [escaped(state(arm))] + [NOTHING] * (len(heads) - len(keys) - 2)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _legend(numbers, with_paper)])
 
@@ -142,20 +79,20 @@ def markdown_report(report: Mapping[str, Any]) -> str:
     """All tables of `afa_lora.reproduce.report.make_report` as Markdown, with their outcome above them."""
     parts = []
     for study in report["studies"]:
-        outcome = "\n".join(f"- {_escaped(sentence)}" for sentence in study["outcome"])
-        parts.append(f"## {_escaped(study['title'])}\n\n{outcome}\n\n{markdown_table(study)}\n")
+        outcome = "\n".join(f"- {escaped(sentence)}" for sentence in study["outcome"])
+        parts.append(f"## {escaped(study['title'])}\n\n{outcome}\n\n{markdown_table(study)}\n")
     if report["harness"]:
         rows = [HARNESS_HEADS, ("---",) * len(HARNESS_HEADS), *harness_rows(report["harness"])]
-        lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+        lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
         parts.append("## lm-evaluation-harness\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
 def terminal_table(numbers: Mapping[str, Any]) -> Table:
     """What fits a terminal: the averages, or the trainings where nothing is evaluated; empty columns are left out."""
-    rows = [_terminal_row(arm) for arm in numbers["arms"]]
-    if not any(arm["accuracy"] for arm in numbers["arms"]):
-        rows = [_terminal_training_row(arm) for arm in numbers["arms"]]
+    evaluated = any(arm["accuracy"] for arm in numbers["arms"])
+    row_of = terminal_reward_row if by_rewards(numbers) else _terminal_row if evaluated else _terminal_training_row
+    rows = [row_of(arm) for arm in numbers["arms"]]
     heads = [head for head in rows[0] if any(row[head] for row in rows)] if rows else []
     table = Table("", *heads, title=Text(numbers["title"]), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.show_edge = False
@@ -173,15 +110,11 @@ def _terminal_row(arm: Mapping[str, Any]) -> dict[str, str]:
         "average": accuracy(average, 2) if average else "",
         "95 % interval": accuracy_interval(average, 2) if average else "",
         "paper": paper_value(arm, AVERAGE),
-        "against": _against(comparison) if comparison else "",
+        "against": against(comparison) if comparison else "",
         "p": p_value(comparison["p_adjusted"]).removeprefix("= ") if comparison else "",
         "gap closed": gap(arm),
         "not finished": state(arm, messages=False),
     }
-
-
-def _against(comparison: Mapping[str, Any]) -> str:
-    return f"{comparison['baseline']} {points(comparison['difference'])} {on_seeds(comparison)}".rstrip()
 
 
 def _terminal_training_row(arm: Mapping[str, Any]) -> dict[str, str]:
@@ -212,7 +145,10 @@ def legend(numbers: Mapping[str, Any]) -> str:
         "seeds": "± is half of Student's 95 % interval over the seeds: wide for few, of no width where they agree",
         "items": "“a to b” is the 95 % bootstrap interval over the test items (one seed)",
     }
-    return "; ".join(texts[kind] for kind in ("seeds", "items") if kind in over)
+    return "; ".join(
+        [texts[kind] for kind in ("seeds", "items") if kind in over]
+        + (steps_legend(numbers) if by_rewards(numbers) else [])
+    )
 
 
 def _legend(numbers: Mapping[str, Any], with_paper: bool) -> str:
@@ -223,10 +159,3 @@ def _legend(numbers: Mapping[str, Any], with_paper: bool) -> str:
 def _cell(arm: Mapping[str, Any], key: str, decimals: int) -> str:
     paper = paper_value(arm, key)
     return accuracy(arm["accuracy"][key], decimals) + (f" ({paper})" if paper else "")
-
-
-def _escaped(text: str) -> str:
-    """A name that cannot break a Markdown table or bring HTML into it."""
-    for plain, safe in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(plain, safe)
-    return " ".join(text.split())

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from afa_lora import sft
 from afa_lora.core.errors import InvalidSettingError, unknown_name
-from afa_lora.evaluation.commonsense import EvaluationSettings
-from afa_lora.reproduce.study import EVALUATION, RESULTS, RUN, ArmSettings, StudySettings
-from afa_lora.reproduce.suite import Scale, Suite, merged, read_suite, slug
-from afa_lora.sft import Recipe, parse_recipe
+from afa_lora.data.sources import Gsm8kData
+from afa_lora.grpo import recipe as grpo
+from afa_lora.reproduce.runs import EVALUATION, RESULTS, RUN
+from afa_lora.reproduce.scales import GrpoScale, Scale, SftScale, VerlScale
+from afa_lora.reproduce.study import ArmSettings, StudySettings
+from afa_lora.reproduce.suite import Suite, merged, read_suite, slug
 from afa_lora.tuning.folder import RunFolder
+from afa_lora.tuning.recipe import TuningRecipe
 
-SHARED = ("model", "data", "load", "adapter", "anneal", "train")  # what a scale has of a recipe
+PARSERS = {"sft": sft.parse_recipe, "grpo": grpo.parse_recipe}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Job:
 
     arm: str
     seed: int
-    recipe: Recipe
+    recipe: TuningRecipe
     folder: Path
 
     def __str__(self) -> str:
@@ -53,8 +57,8 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether training and evaluation are finished."""
-        return self.trained and (self.evaluation / RESULTS).is_file()
+        """Whether training and evaluation are finished; a run of ``afa grpo`` tests itself."""
+        return self.trained and (isinstance(self.recipe, grpo.Recipe) or (self.evaluation / RESULTS).is_file())
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Experiment:
         scale_name: the scale's name.
         scale: the scale.
         folder: where everything is written.
-        data: the folder of the eight tasks; ``None`` takes them from the hub.
+        data: the folder of the data; ``None`` takes them from the hub.
         jobs: what is run, seed by seed: a table with one seed comes before any second one.
     """
 
@@ -80,12 +84,7 @@ class Experiment:
     jobs: tuple[Job, ...]
 
     @property
-    def evaluate(self) -> EvaluationSettings:
-        """How each arm is tested."""
-        return self.scale.evaluate
-
-    @property
-    def arms(self) -> dict[str, Recipe]:
+    def arms(self) -> dict[str, TuningRecipe]:
         """A recipe for each arm: that of its first seed."""
         first = self.jobs[0].seed
         return {job.arm: job.recipe for job in self.jobs if job.seed == first}
@@ -108,14 +107,15 @@ class Experiment:
             title=self.suite.title,
             paper=self.suite.paper,
             scale=self.scale_name,
-            protocol=self.evaluate.protocol,
+            workflow=self.suite.workflow,
+            protocol=self.scale.evaluate.protocol if isinstance(self.scale, SftScale) else None,
             deviations=self.deviations,
             seeds=self.seeds,
             arms=[self._describe(name, recipes[name]) for name in self.suite.arm_names if name in recipes],
         )
 
-    def _describe(self, name: str, recipe: Recipe) -> ArmSettings:
-        settings = recipe.model_dump(mode="json", include={*SHARED})
+    def _describe(self, name: str, recipe: TuningRecipe) -> ArmSettings:
+        settings = recipe.model_dump(mode="json", include={*self.scale.recipe_keys})
         del settings["train"]["seed"]
         if not recipe.anneals:
             del settings["anneal"]
@@ -144,48 +144,83 @@ def load_experiment(
         path: the suite's file; its name is the artifact's.
         scale_name: one of its scales.
         folder: where everything will be written.
-        data: the folder of the eight tasks and of ``data.file``; ``None`` takes the tasks from the hub.
+        data: the folder of the eight tasks and of ``data.file``, or that of GSM8K; ``None`` takes them from the hub.
         arms: names of arms, or of their folders; the scale's own unless given.
         seeds: the scale's own unless given.
         overrides: settings of the scale to change, such as ``train.learning_rate=1e-4``.
 
     Raises:
         RecipeError: the file or an override is wrong; one line for each mistake.
-        InvalidSettingError: there is no such scale or arm, or the data have no such place.
+        InvalidSettingError: there is no such scale or arm, the data have no such place, or verl runs the scale.
     """
     if data is not None and not data.is_dir():
         raise InvalidSettingError(f"--data {data}: there is no such folder (looked for it in {Path.cwd()}).")
     suite, scale = read_suite(path, scale_name, overrides)
-    chosen = [_arm(suite, name) for name in arms] or scale.arms or suite.arm_names
-    ordered = [name for name in suite.arm_names if name in chosen]
+    if isinstance(scale, VerlScale):
+        raise InvalidSettingError(
+            f"The scale {scale_name!r} of {path.stem} is run by verl, not from here: --dry-run prints the command of "
+            "each arm, to be launched on the machines that have the GPUs."
+        )
     jobs = []
     for seed in dict.fromkeys(seeds or scale.seeds):
-        for name in ordered:
+        for name in chosen_arms(suite, arms or scale.arms):
             place = folder / slug(name) / f"seed-{seed}"
             settings = _settings(suite, scale, name, data) | {"output": place / RUN}
             settings["train"] = {**settings["train"], "seed": seed}
-            jobs.append(Job(name, seed, parse_recipe(settings, f"{path}, arm {name}"), place))
+            jobs.append(Job(name, seed, PARSERS[suite.workflow](settings, f"{path}, arm {name}"), place))
     return Experiment(path.stem, suite, scale_name, scale, folder, data, tuple(jobs))
 
 
+def chosen_arms(suite: Suite, names: Sequence[str]) -> list[str]:
+    """The arms of these names, however they are written, in the suite's order; all of them if none is named.
+
+    Raises:
+        InvalidSettingError: there is no such arm.
+    """
+    chosen = [_arm(suite, name) for name in names] or suite.arm_names
+    return [name for name in suite.arm_names if name in chosen]
+
+
 def _arm(suite: Suite, name: str) -> str:
-    """The arm of that name, however it is written: ``afa-lora a-s-b`` is ``AFA-LoRA A-σ-B``."""
+    """The arm of that name, however it is written (``afa-lora a-s-b`` is ``AFA-LoRA A-σ-B``), or the only one of that
+    method."""
     for known in suite.arm_names:
         if slug(known) == slug(name):
             return known
+    of_method = [known for known in suite.arm_names if suite.arm(known).method == name]
+    if len(of_method) == 1:
+        return of_method[0]
     raise unknown_name("--arms", name, suite.arm_names)
 
 
 def _settings(suite: Suite, scale: Scale, name: str, data: Path | None) -> dict[str, Any]:
     """The recipe of an arm, without its seed and its output."""
     arm = suite.arm(name)
-    settings = scale.model_dump(include={*SHARED}, exclude_unset=True)
+    keys = {*scale.recipe_keys} | ({"evaluate"} if isinstance(scale, GrpoScale) else set())
+    settings = scale.model_dump(include=keys, exclude_unset=True)
     changes = scale.changes(arm.method).model_dump(exclude_unset=True)
     settings = merged(merged(settings, changes), arm.model_dump(include={"anneal"}, exclude_unset=True))
     settings["train"] = settings.get("train", {})
     if data is not None:
-        settings["data"]["folder"] = data
-        if scale.data.file is not None:
-            settings["data"]["file"] = data / scale.data.file
-    # The evaluation merges the adapter in memory and tests the arm, so that the run need not.
-    return settings | {"method": arm.method, "merge": False, "evaluate": {"before": False}}
+        settings["data"] |= _placed(scale, data)
+    # What is tested is the arm, once: an adapter is merged in memory or is as good as merged, with β = 0.
+    return settings | {
+        "method": arm.method,
+        "merge": False,
+        "evaluate": {**settings.get("evaluate", {}), "before": False},
+    }
+
+
+def _placed(scale: Scale, data: Path) -> dict[str, Path]:
+    """Where the data are, as the recipe says it.
+
+    Raises:
+        InvalidSettingError: they are none that have a folder.
+    """
+    if isinstance(scale, SftScale):
+        return {"folder": data} | ({"file": data / scale.data.file} if scale.data.file is not None else {})
+    if isinstance(scale, GrpoScale) and isinstance(scale.data, Gsm8kData):
+        return {"folder": data}
+    raise InvalidSettingError(
+        f"--data {data}: this scale does not read a folder; its data are said by its settings data.*. Leave it out."
+    )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from afa_lora.data.commonsense import TASKS
-from afa_lora.evaluation.commonsense import Evaluation
 from afa_lora.evaluation.statistics import (
-    Interval,
     bootstrap_average_interval,
     bootstrap_interval,
     gap_closed,
@@ -21,10 +19,13 @@ from afa_lora.evaluation.statistics import (
 )
 from afa_lora.report.curves import mean_curve
 from afa_lora.reproduce.outcome import outcome
+from afa_lora.reproduce.rewards import paper_gaps, training_rewards
+from afa_lora.reproduce.runs import Scores
+from afa_lora.reproduce.seeds import common_seeds, compared_seeds, mean_over_seeds
 from afa_lora.reproduce.study import Arm, Study, asked
 
 AVERAGE = "average"
-ITEMS, SEEDS = "items", "seeds"  # what an interval is over
+ITEMS = "items"  # what an interval is over where there is one seed
 
 
 def study_numbers(study: Study) -> dict[str, Any]:
@@ -33,11 +34,14 @@ def study_numbers(study: Study) -> dict[str, Any]:
     Accuracies, shares and intervals are in [0, 1], the paper's accuracies in percent, times in seconds, memory in
     bytes. An accuracy is ``{"mean", "interval_95", "over", "items_interval_95", "per_seed"}``: the interval is
     Student's over the seeds, with one seed the bootstrap over the items, which ``items_interval_95`` is in any case.
+
+    In a study of GRPO ``accuracy`` is that of rewards: of the greedy answers to the test items, the task
+    ``validation``. There each arm has ``training_rewards`` too.
     """
     baselines = _baselines(study)
-    arms = [_arm_numbers(arm, baselines) for arm in study.arms]
+    arms = [_arm_numbers(arm, baselines, study.workflow == "grpo") for arm in study.arms]
     _adjust([arm["comparison"] for arm in arms if arm["comparison"] and arm["family"] != "full"])
-    evaluations = study.evaluations
+    scores = study.scores
     numbers = {
         "artifact": study.artifact,
         "title": study.title,
@@ -45,11 +49,13 @@ def study_numbers(study: Study) -> dict[str, Any]:
         "scale": study.scale,
         "deviations": list(study.deviations),
         "seeds": list(study.seeds),
-        "evaluation": asked(evaluations[0]) if evaluations else None,
-        "tasks": _tasks(evaluations[0]) if evaluations else [],
+        "evaluation": asked(scores[0], study.workflow) if scores else None,
+        "tasks": _tasks(scores[0]) if scores else [],
         "arms": arms,
         "provenance": _provenance(study),
     }
+    if study.workflow == "grpo":
+        numbers["workflow"] = study.workflow
     return {**numbers, "outcome": outcome(numbers)}
 
 
@@ -58,51 +64,48 @@ def _baselines(study: Study) -> dict[str, Arm]:
     return {arm.family: arm for arm in study.arms if arm.family and arm.method == arm.family}
 
 
-def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm]) -> dict[str, Any]:
+def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm], by_rewards: bool) -> dict[str, Any]:
     full = baselines.get("full")
     own = baselines.get("lora", baselines.get("dora")) if arm is full else baselines.get(arm.family or "")
-    compares = own is not None and own is not arm and bool(_common(arm, own))
+    compares = own is not None and own is not arm and bool(common_seeds(arm.scores, own.scores))
     closes = compares and arm is not full and full is not None
-    return {
+    numbers = {
         "name": arm.name,
         "slug": arm.slug,
         "method": arm.method,
         "family": arm.family,
         "settings": dict(arm.settings),
-        "seeds": [run.seed for run in arm.runs if run.evaluation],
-        "unfinished": [{"seed": run.seed, "status": run.status} for run in arm.runs if not run.evaluation],
-        "accuracy": _accuracies(list(arm.evaluations.values())),
-        "unparsed": _unparsed(arm.evaluations.values()),
+        "seeds": [run.seed for run in arm.runs if run.scores],
+        "unfinished": [{"seed": run.seed, "status": run.status} for run in arm.runs if not run.scores],
+        "accuracy": _accuracies(list(arm.scores.values())),
+        "unparsed": _unparsed(arm.scores.values()),
         "comparison": _comparison(arm, own) if compares and own else None,
         "gap_closed": _gap_closed(arm, own, full) if closes and own and full else None,
         "paper": dict(arm.paper),
         "paper_gap_closed": _paper_gap(arm, own, full) if own and own is not arm and full else None,
         "training": _training(arm),
     }
+    if by_rewards:
+        others = (own, full) if own and full and arm not in (own, full) else None
+        numbers["training_rewards"] = training_rewards(arm, others)
+        numbers["paper_gaps_closed"] = paper_gaps(arm, *others) if others else {}
+    return numbers
 
 
-def _accuracies(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def _accuracies(scores: Sequence[Scores]) -> dict[str, Any]:
     """For each task and for the average of them; empty where nothing is finished."""
-    if not evaluations:
+    if not scores:
         return {}
-    tasks = list(evaluations[0].results["tasks"])
-    answers = [_answers(evaluation) for evaluation in evaluations]
+    tasks = list(scores[0].by_task)
+    answers = [_answers(seed) for seed in scores]
     shares = {task: [float(seed[i].mean()) for seed in answers] for i, task in enumerate(tasks)}
     shares[AVERAGE] = [float(np.mean([task.mean() for task in seed])) for seed in answers]
     means = _seed_means(answers)
     items = {task: bootstrap_interval(correct) for task, correct in zip(tasks, means, strict=True)}
     items[AVERAGE] = bootstrap_average_interval(means)
-    return {key: _value(values, items[key]) for key, values in shares.items()}
-
-
-def _value(per_seed: Sequence[float], over_items: Interval) -> dict[str, Any]:
-    mean, over_seeds = seed_interval(per_seed)
     return {
-        "mean": mean,
-        "interval_95": over_seeds or over_items,
-        "over": SEEDS if over_seeds else ITEMS,
-        "items_interval_95": over_items,
-        "per_seed": list(per_seed),
+        key: {**mean_over_seeds(values, items[key], ITEMS), "items_interval_95": items[key], "per_seed": values}
+        for key, values in shares.items()
     }
 
 
@@ -111,28 +114,15 @@ def _seed_means(answers: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     return [np.mean(task, axis=0) for task in zip(*answers, strict=True)]
 
 
-def _answers(evaluation: Evaluation) -> list[np.ndarray]:
-    """For each task (items,) whether the item was answered right, by index."""
-    return [
-        np.array([right for _, right in sorted(evaluation.correct[task].items())], dtype=bool)
-        for task in evaluation.results["tasks"]
-    ]
-
-
-def _common(arm: Arm, other: Arm) -> list[int | None]:
-    """The seeds that are finished in both."""
-    return [seed for seed in arm.evaluations if seed in other.evaluations]
-
-
-def _compared(arm: Arm, seeds: Sequence[int | None]) -> dict[str, list[int | None]]:
-    """The seeds that a comparison is over, and the planned ones that it is not."""
-    return {"seeds": list(seeds), "missing_seeds": [run.seed for run in arm.runs if run.seed not in seeds]}
+def _answers(scores: Scores) -> list[np.ndarray]:
+    """For each task (items,) whether the item was answered right, or the reward of the answer."""
+    return list(scores.by_task.values())
 
 
 def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
     """The paired test over items, the seeds averaged; with two or more, also the difference's interval over them."""
-    seeds = _common(arm, baseline)
-    ours, theirs = ([_answers(side.evaluations[seed]) for seed in seeds] for side in (arm, baseline))
+    seeds = common_seeds(arm.scores, baseline.scores)
+    ours, theirs = ([_answers(side.scores[seed]) for seed in seeds] for side in (arm, baseline))
     test = paired_test(_seed_means(ours), _seed_means(theirs))
     differences = [
         float(np.mean([a.mean() - b.mean() for a, b in zip(mine, other, strict=True)]))
@@ -140,7 +130,7 @@ def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
     ]
     return {
         "baseline": baseline.name,
-        **_compared(arm, seeds),
+        **compared_seeds(arm, seeds),
         **asdict(test),
         "p_adjusted": test.p_value,
         "per_seed": differences,
@@ -155,12 +145,12 @@ def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
 
 
 def _gap_closed(arm: Arm, baseline: Arm, full: Arm) -> dict[str, Any] | None:
-    seeds = [seed for seed in _common(arm, baseline) if seed in full.evaluations]
+    sides = (arm, baseline, full)
+    seeds = common_seeds(*(side.scores for side in sides))
     if not seeds:
         return None
-    afa, lora, all_weights = ([_answers(side.evaluations[seed]) for seed in seeds] for side in (arm, baseline, full))
-    gap = gap_closed(afa, lora, all_weights)
-    return {**asdict(gap), **_compared(arm, seeds)}
+    afa, lora, all_weights = ([_answers(side.scores[seed]) for seed in seeds] for side in sides)
+    return {**asdict(gap_closed(afa, lora, all_weights)), **compared_seeds(arm, seeds)}
 
 
 def _paper_gap(arm: Arm, baseline: Arm, full: Arm) -> float | None:
@@ -170,13 +160,12 @@ def _paper_gap(arm: Arm, baseline: Arm, full: Arm) -> float | None:
     return (arm.paper[AVERAGE] - baseline.paper[AVERAGE]) / gap if gap else None
 
 
-def _unparsed(evaluations: Iterable[Evaluation]) -> float | None:
+def _unparsed(scores: Collection[Scores]) -> float | None:
     """The share of the answers in which none of the allowed ones was found; ``None`` where nothing was looked for."""
-    results = [evaluation.results for evaluation in evaluations]
-    if not results or any(entry.get("unparsed") is None for entry in results):
+    unparsed = [seed.unparsed for seed in scores if seed.unparsed is not None]
+    if not scores or len(unparsed) < len(scores):
         return None
-    items = sum(task["items"] for entry in results for task in entry["tasks"].values())
-    return sum(entry["unparsed"] for entry in results) / items
+    return sum(unparsed) / sum(seed.items for seed in scores)
 
 
 def _training(arm: Arm) -> dict[str, Any] | None:
@@ -197,10 +186,10 @@ def _training(arm: Arm) -> dict[str, Any] | None:
     }
 
 
-def _tasks(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _tasks(scores: Scores) -> list[dict[str, Any]]:
     return [
-        {"name": name, "title": TASKS[name].title if name in TASKS else name, "items": task["items"]}
-        for name, task in evaluation.results["tasks"].items()
+        {"name": name, "title": TASKS[name].title if name in TASKS else name, "items": len(items)}
+        for name, items in scores.by_task.items()
     ]
 
 
@@ -216,7 +205,7 @@ def _provenance(study: Study) -> dict[str, list[str]]:
         }
         for training in trainings
     ]
-    facts += [evaluation.results.get("environment", {}) for evaluation in study.evaluations]
+    facts += [dict(scores.environment) for scores in study.scores]
     for fact in facts:
         for key, value in fact.items():
             if value is not None and str(value) not in found.setdefault(key, []):

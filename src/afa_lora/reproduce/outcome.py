@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from afa_lora.evaluation.statistics import SIGNIFICANCE
-from afa_lora.report.tables import on_seeds, p_value, points, points_interval
+from afa_lora.report.formats import on_seeds, p_value, points, points_interval
 
 Arm = Mapping[str, Any]
 Comparison = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What an experiment would take, worked out without training. Nothing is written."""
+"""What an experiment of supervised fine-tunings would take, worked out without training. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from afa_lora.data import load_data
 from afa_lora.data.lengths import ItemLength, item_lengths, row_lengths
 from afa_lora.models import EMBEDDED, read_parts
 from afa_lora.reproduce.jobs import Experiment
-from afa_lora.reproduce.suite import PlanSettings
+from afa_lora.reproduce.scales import PlanSettings, SftScale
 from afa_lora.settings import RecipeError
 from afa_lora.sft import Recipe
 from afa_lora.sft.checks import training_faults
@@ -106,19 +106,21 @@ def plan_experiment(experiment: Experiment, shapes: Path, report: Callable[[str]
     Raises:
         AfaLoraError: a setting, the data or the model's configuration is at fault.
     """
-    config, tokenizer = _parts(experiment, shapes)
-    recipes = {recipe.method: recipe for recipe in experiment.arms.values()}
-    items = _items(experiment, tokenizer, report)
+    scale = experiment.scale
+    assert isinstance(scale, SftScale)
+    config, tokenizer = _parts(scale, shapes)
+    recipes = {recipe.method: recipe for recipe in experiment.arms.values() if isinstance(recipe, Recipe)}
+    items = _items(experiment, scale, next(iter(recipes.values())), tokenizer, report)
     costs: dict[str, Cost] = {}
     for method, recipe in recipes.items():
         report(f"Estimating a step of {method} …")
-        costs[method], speed = _cost(experiment.scale.plan, recipe, config, items)
+        costs[method], speed = _cost(scale.plan, recipe, config, items)
     return ExperimentPlan(experiment, costs, speed)
 
 
-def _parts(experiment: Experiment, shapes: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+def _parts(scale: SftScale, shapes: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
     """The model's configuration and its tokenizer; of a model that is not here, the shape that stands in for it."""
-    model, shape = experiment.scale.model, experiment.scale.plan.shape
+    model, shape = scale.model, scale.plan.shape
     if model in EMBEDDED or Path(model).expanduser().is_dir() or shape is None:
         parts = read_parts(model)
         return parts.config, parts.tokenizer
@@ -128,9 +130,15 @@ def _parts(experiment: Experiment, shapes: Path) -> tuple[PretrainedConfig, PreT
     return read_parts(str(shapes / shape)).config, None
 
 
-def _items(experiment: Experiment, tokenizer: PreTrainedTokenizerBase | None, report: Callable[[str], None]) -> Lengths:
+def _items(
+    experiment: Experiment,
+    scale: SftScale,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    report: Callable[[str], None],
+) -> Lengths:
     """The training items, tokenized where data and tokenizer are there, else their number."""
-    recipe, count = experiment.jobs[0].recipe, experiment.scale.data.train_items or experiment.scale.plan.items
+    count = scale.data.train_items or scale.plan.items
     if experiment.data is not None:
         samples = load_data(recipe.data, report).train
         if tokenizer is not None:

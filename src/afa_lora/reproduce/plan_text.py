@@ -10,8 +10,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from afa_lora.reproduce.jobs import Experiment
 from afa_lora.reproduce.plan import ExperimentPlan, Rows
-from afa_lora.sft import Recipe
+from afa_lora.tuning.recipe import TuningRecipe
 
 GIB = 2**30
 NONE = "–"
@@ -25,9 +26,9 @@ def print_plan(plan: ExperimentPlan, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     say(f"{plan.experiment.suite.title}\n{plan.experiment.suite.paper}\n")
-    for name, text in _shared(plan):
+    for name, text in shared_settings(plan.experiment):
         say(f"{name:<12}{text}")
-    console.print(_arms(plan))
+    console.print(arms_table(plan.experiment))
     console.print(_costs(plan))
     for note in _notes(plan):
         say(note)
@@ -36,36 +37,37 @@ def print_plan(plan: ExperimentPlan, console: Console) -> None:
         say(f"- {deviation}")
 
 
-def _shared(plan: ExperimentPlan) -> Iterator[tuple[str, str]]:
-    experiment = plan.experiment
+def shared_settings(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """What all arms share, and what each method has of its own: names and values."""
     scale = experiment.scale
     yield "scale", experiment.scale_name
     yield "model", scale.model
-    yield "data", _listed(experiment.jobs[0].recipe.data.model_dump(exclude_unset=True))
-    yield "load", _listed(scale.load.model_dump(exclude_unset=True))
-    yield "adapter", _listed(scale.adapter)
-    yield "train", _listed({key: value for key, value in scale.train.items() if key != "learning_rate"})
-    for method in plan.costs:
+    yield "data", listed(experiment.jobs[0].recipe.data.model_dump(exclude_unset=True))
+    yield "load", listed(scale.load.model_dump(exclude_unset=True))
+    yield "adapter", listed(scale.adapter)
+    yield "train", listed({key: value for key, value in scale.train.items() if key != "learning_rate"})
+    for method in dict.fromkeys(recipe.method for recipe in experiment.arms.values()):
         own = scale.changes(method).model_dump(exclude_unset=True)
         if own:
-            yield f"  {method}", "; ".join(f"{section}: {_listed(values)}" for section, values in own.items())
-    yield "evaluate", _listed(scale.evaluate.model_dump(exclude_unset=True))
+            yield f"  {method}", "; ".join(f"{section}: {listed(values)}" for section, values in own.items())
+    yield "evaluate", listed(scale.evaluate.model_dump(exclude_unset=True))
     yield "seeds", ", ".join(map(str, experiment.seeds))
     done = sum(job.done for job in experiment.jobs)
     yield "output", f"{experiment.folder}: {done} of {len(experiment.jobs)} runs are done"
 
 
-def _arms(plan: ExperimentPlan) -> Table:
+def arms_table(experiment: Experiment) -> Table:
+    """The arms and how each is annealed."""
     table = Table("arm", "method", "placement", "activation", "β falls", "learning rate", **NARROW)
     for column in table.columns[:5]:
         column.no_wrap = True
-    for name, recipe in plan.experiment.arms.items():
+    for name, recipe in experiment.arms.items():
         rate = recipe.train.get("learning_rate")
         table.add_row(name, recipe.method, *_annealing(recipe), NONE if rate is None else f"{rate:g}")
     return table
 
 
-def _annealing(recipe: Recipe) -> tuple[str, str, str]:
+def _annealing(recipe: TuningRecipe) -> tuple[str, str, str]:
     """Placement, activation, and how and when β falls."""
     anneal = recipe.anneal
     if not recipe.anneals:
@@ -120,7 +122,8 @@ def _time(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
+def listed(settings: Mapping[str, Any]) -> str:
+    """``key value, key value``."""
     return ", ".join(f"{key} {_shown(value)}" for key, value in settings.items()) or "the defaults"
 
 

@@ -10,7 +10,8 @@ from filelock import FileLock
 
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.reproduce.jobs import Experiment
-from afa_lora.reproduce.study import STUDY, StudyError, read_study
+from afa_lora.reproduce.runs import StudyError
+from afa_lora.reproduce.study import STUDY, read_study
 from afa_lora.settings import differences
 
 HARMLESS = {"title", "paper", "deviations", "seeds", "arms"}  # words, and what a folder may grow by
@@ -52,7 +53,7 @@ def check_data(folder: Path, train: str | None, tests: str) -> None:
     """
     runs = {f"{arm.name}, seed {run.seed}": run for arm in read_study(folder).arms for run in arm.runs}
     trained = {name: run.training.data["train_fingerprint"] for name, run in runs.items() if run.training}
-    tested = {name: run.evaluation.settings.get("data") for name, run in runs.items() if run.evaluation}
+    tested = {name: run.scores.settings.get("data") for name, run in runs.items() if run.scores}
     for what, present, earlier in (("train", train, trained), ("test", tests, tested)):
         for name, fingerprint in earlier.items():
             if present not in (None, fingerprint):
@@ -63,7 +64,7 @@ def check_data(folder: Path, train: str | None, tests: str) -> None:
 
 
 def _present(experiment: Experiment) -> dict[str, Any]:
-    evaluate = experiment.evaluate.model_dump(mode="json", exclude={*HARMLESS_EVALUATION})
+    evaluate = experiment.scale.evaluate.model_dump(mode="json", exclude={*HARMLESS_EVALUATION})
     return {**experiment.describe().model_dump(mode="json"), "evaluate": evaluate}
 
 
@@ -73,6 +74,7 @@ def _with_earlier(experiment: Experiment, present: dict[str, Any], earlier: dict
     Raises:
         StudyError: something else than arms and seeds differs.
     """
+    earlier = {"workflow": "sft", **earlier}  # older ones do not say it
     arms = {arm["name"]: arm for arm in earlier["arms"]}
     order = experiment.suite.arm_names
     changes = [*differences(earlier, present, HARMLESS)]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afa_lora.report.curves import Curve, beta_svg, loss_svg, mean_curve
+from afa_lora.report.curves import Curve, beta_svg, lines_svg, loss_svg, mean_curve, smoothed
 from afa_lora.report.page import Figure, render_page
+from afa_lora.report.rewards import RewardCurve
 from afa_lora.report.tables import markdown_report
 from afa_lora.reproduce.numbers import study_numbers
+from afa_lora.reproduce.rewards import mean_reward_curve
 from afa_lora.reproduce.study import Arm, Study, read_findings
 
 FAMILIES = {"lora": "LoRA", "dora": "DoRA"}
@@ -39,7 +41,8 @@ class Report:
 
 
 def make_report(folders: Sequence[Path]) -> Report:
-    """Read studies (`afa reproduce`), runs (`afa sft`) and evaluations (`afa eval`), as far as they have come.
+    """Read studies (`afa reproduce`), runs (`afa sft`, `afa grpo`) and evaluations (`afa eval`), as far as they have
+    come.
 
     Raises:
         StudyError: a folder cannot be reported on, or not in one table with the others.
@@ -51,32 +54,42 @@ def make_report(folders: Sequence[Path]) -> Report:
 
 
 def draw_figures(study: Study) -> list[Figure]:
-    """The losses of each family beside full fine-tuning, and β."""
-    trained = [arm for arm in study.arms if arm.trainings and _curve(arm).loss]
+    """The losses, or for GRPO the rewards, of each family beside full fine-tuning, and β."""
+    curves = {arm.name: curve for arm in study.arms if arm.trainings and (curve := _curve(arm))}
+    trained = [arm for arm in study.arms if arm.name in curves]
+    what = "mean reward of the sampled completions" if study.workflow == "grpo" else "training loss"
     figures = []
     for family in dict.fromkeys(arm.family for arm in trained if arm.family != "full"):
         group = [arm for arm in trained if arm.family in (family, "full")]
-        name = f"{FAMILIES[family]}: training loss" if family else "Training loss"
-        figures.append(_loss_figure(name, group))
+        name = f"{FAMILIES[family]}: {what}" if family else what.capitalize()
+        figures.append(_training_figure(name, group, curves))
     if not figures and trained:
-        figures.append(_loss_figure("Training loss", trained))
-    annealed = [curve for curve in map(_curve, trained) if curve.window]
+        figures.append(_training_figure(what.capitalize(), trained, curves))
+    annealed = [curve for curve in curves.values() if curve.window]
     return [*figures, _beta_figure(annealed)] if annealed else figures
 
 
-def _loss_figure(name: str, arms: Sequence[Arm]) -> Figure:
-    curves = [_curve(arm) for arm in arms]
+def _training_figure(name: str, arms: Sequence[Arm], curves: Mapping[str, Curve | RewardCurve]) -> Figure:
+    drawn = [curves[arm.name] for arm in arms]
     mean = ", the mean over the seeds" if any(len(arm.trainings) > 1 for arm in arms) else ""
     caption = f"{name}{mean}, smoothed."
-    if any(curve.window for curve in curves):
+    if any(curve.window for curve in drawn):
         caption += " Shaded: the steps with β\N{NO-BREAK SPACE}>\N{NO-BREAK SPACE}0."
-    legend = tuple((curve.name, style) for style, curve in enumerate(curves))
-    return Figure(caption, loss_svg(curves, range(len(curves))), legend)
+    legend = tuple((curve.name, style) for style, curve in enumerate(drawn))
+    return Figure(caption, _training_svg(drawn), legend)
 
 
-def _beta_figure(curves: Sequence[Curve]) -> Figure:
+def _training_svg(curves: Sequence[Curve | RewardCurve]) -> str:
+    losses = [curve for curve in curves if isinstance(curve, Curve)]
+    if losses:
+        return loss_svg(losses, range(len(losses)))
+    rewards = [smoothed(curve.reward) for curve in curves if isinstance(curve, RewardCurve)]
+    return lines_svg(rewards, range(len(rewards)), curves, "mean reward")
+
+
+def _beta_figure(curves: Sequence[Curve | RewardCurve]) -> Figure:
     """One line for each course of β, named by the arms that share it."""
-    shared: dict[tuple[tuple[int, float], ...], list[Curve]] = {}
+    shared: dict[tuple[tuple[int, float], ...], list[Curve | RewardCurve]] = {}
     for curve in curves:
         shared.setdefault(curve.beta, []).append(curve)
     lines = [group[0] for group in shared.values()]
@@ -88,5 +101,11 @@ def _beta_figure(curves: Sequence[Curve]) -> Figure:
     return Figure("β, the weight of the activation, over the training.", beta_svg(lines, styles), legend)
 
 
-def _curve(arm: Arm) -> Curve:
-    return mean_curve(arm.name, [training.curve for training in arm.trainings])
+def _curve(arm: Arm) -> Curve | RewardCurve | None:
+    """The mean over the seeds of what a figure shows; ``None`` if nothing was logged."""
+    rewards = [training.rewards.curve for training in arm.trainings if training.rewards]
+    if rewards:
+        curve = mean_reward_curve(arm.name, rewards)
+        return curve if curve.reward else None
+    loss = mean_curve(arm.name, [training.curve for training in arm.trainings])
+    return loss if loss.loss else None

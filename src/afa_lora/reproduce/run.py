@@ -1,11 +1,10 @@
-"""Run the arms of an experiment one after the other: each is an ordinary `run_sft`, then an evaluation.
+"""Run the arms of an experiment one after the other: each is an ordinary run of its workflow, and a test.
 
 Any number of processes may do so in the same folder: each takes the next arm that nobody holds.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Iterator
@@ -19,26 +18,22 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.data import fingerprint, load_data
-from afa_lora.data.commonsense import CommonsenseItem, read_tests
-from afa_lora.data.commonsense.sets import items_fingerprint
-from afa_lora.evaluation.commonsense import evaluate_commonsense
 from afa_lora.evaluation.commonsense.run import EvaluationStopped
-from afa_lora.evaluation.loading import load_evaluated
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.report.curves import mean_curve, plot_curves
+from afa_lora.report.rewards import plot_rewards
 from afa_lora.report.tables import terminal_table
 from afa_lora.reproduce.jobs import Experiment, Job
 from afa_lora.reproduce.record import LOCK, check_data, record
 from afa_lora.reproduce.report import make_report
-from afa_lora.reproduce.study import RESULTS, read_study
+from afa_lora.reproduce.rewards import mean_reward_curve
+from afa_lora.reproduce.runs import FAILURE, RESULTS
+from afa_lora.reproduce.study import Study, read_study
+from afa_lora.reproduce.work import WORK, Work
 from afa_lora.running.stopping import terminable
-from afa_lora.sft import run_sft
 from afa_lora.tuning.failures import RunInterrupted
-from afa_lora.tuning.loading import training_precision
 
 PAGE, TABLE = "report.html", "table.md"
-FAILURE = "failure.json"
 
 
 def run_experiment(experiment: Experiment, console: Console | None = None) -> dict[str, str]:
@@ -95,13 +90,8 @@ class _Runner:
 
     def check_data(self) -> None:
         """Read the data before anything is trained: they may not be there, or not be those of the finished arms."""
-        jobs, train = self.experiment.jobs, None
-        if all(job.done for job in jobs):
-            return
-        self.say(f"{len(self.tests):,} test items.")
-        if not all(job.trained for job in jobs):
-            train = fingerprint(load_data(jobs[0].recipe.data, lambda line: None).train)  # each training says the lines
-        check_data(self.experiment.folder, train, items_fingerprint(self.tests))
+        if not all(job.done for job in self.experiment.jobs):
+            check_data(self.experiment.folder, *self.work.fingerprints())
 
     def take(self, job: Job) -> bool:
         """Do a job unless another process holds it; returns whether nothing is left to do here."""
@@ -124,11 +114,7 @@ class _Runner:
         failure.unlink(missing_ok=True)
         remove_leftovers(job.folder)
         try:
-            if job.trained:
-                self.say("Trained already.")
-            else:
-                run_sft(job.recipe, self.console)
-            self.evaluate(job)
+            self.work.do(job)
         except (RunInterrupted, EvaluationStopped):
             raise
         except (AfaLoraError, torch.OutOfMemoryError) as error:
@@ -136,23 +122,10 @@ class _Runner:
             write_atomic(failure, json.dumps({"time": time.time(), "message": str(error)}, ensure_ascii=False) + "\n")
             self.say(f"{job} has failed: {error}")
 
-    def evaluate(self, job: Job) -> None:
-        """Put the eight tasks to the trained model."""
-        _free_memory()
-        dtype = str(training_precision(job.recipe).compute).removeprefix("torch.")  # the same for every arm
-        model, tokenizer = load_evaluated(str(job.run.path), dtype=dtype, report=self.say)
-        adapter = None if job.recipe.method == "full" else str(job.run.adapter)
-        named = {"model": job.recipe.model if adapter else str(job.run.model), "adapter": adapter}
-        settings = self.experiment.evaluate.model_copy(update=named)
-        evaluate_commonsense(model, tokenizer, self.tests, settings, job.evaluation, self.console)
-        del model
-        _free_memory()
-
     @cached_property
-    def tests(self) -> list[CommonsenseItem]:
-        """The test items, the same for every arm."""
-        asked = self.experiment.evaluate
-        return read_tests(self.experiment.data, asked.tasks, asked.limit, self.say)
+    def work(self) -> Work:
+        """How these arms are trained and tested."""
+        return WORK[self.experiment.suite.workflow](self.experiment, self.console, self.say)
 
     def say(self, text: str) -> None:
         """Print a line as it is: paths and other people's messages may hold square brackets."""
@@ -167,15 +140,23 @@ def _report(experiment: Experiment, console: Console) -> None:
         for name, content in ((PAGE, made.page), (TABLE, made.markdown), (RESULTS, made.json)):
             write_atomic(folder / name, content)
         if figure is not None:
-            arms = [arm for arm in read_study(folder).arms if arm.trainings]
-            curves = [mean_curve(arm.name, [training.curve for training in arm.trainings]) for arm in arms]
-            plot_curves(curves, folder / figure)
+            _plot(read_study(folder), folder / figure)
     for study in made.numbers["studies"]:
         console.print(terminal_table(study))
         for sentence in study["outcome"]:
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for name in (PAGE, TABLE, RESULTS, *([figure] if figure else [])):
         console.print(folder / name, markup=False, highlight=False, soft_wrap=True)
+
+
+def _plot(study: Study, path: Path) -> None:
+    """The suite's own figure: losses, or rewards, of all arms."""
+    trained = {arm.name: arm.trainings for arm in study.arms if arm.trainings}
+    if study.workflow == "grpo":
+        rewards = {name: [t.rewards.curve for t in trainings if t.rewards] for name, trainings in trained.items()}
+        plot_rewards([mean_reward_curve(name, curves) for name, curves in rewards.items()], path)
+    else:
+        plot_curves([mean_curve(name, [t.curve for t in trainings]) for name, trainings in trained.items()], path)
 
 
 @contextmanager
@@ -198,9 +179,3 @@ def _failed_since(job: Job, start: float) -> bool:
     """Whether another process has tried a job in vain since this one began."""
     failure = job.folder / FAILURE
     return failure.is_file() and json.loads(failure.read_text(encoding="utf-8"))["time"] > start
-
-
-def _free_memory() -> None:
-    """Give back what the training before held: there may be no room for a second model beside it."""
-    gc.collect()
-    torch.cuda.empty_cache()

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
-from afa_lora.core.errors import AfaLoraError, closest
-from afa_lora.evaluation.commonsense import Evaluation, read_evaluation
-from afa_lora.report.curves import Curve, read_curve
-from afa_lora.running.metrics import read_metrics
+from afa_lora.core.errors import closest
+from afa_lora.reproduce.runs import (
+    EVALUATION,
+    RESULTS,
+    RUN,
+    Scores,
+    SeedRun,
+    StudyError,
+    Training,
+    Workflow,
+    read_json,
+    read_seed,
+    with_failure,
+    workflow_of,
+)
 from afa_lora.settings import Section, validate
 from afa_lora.tuning.folder import RunFolder
 
-STUDY, RUN, EVALUATION = "study.json", "run", "evaluation"
-RESULTS = "results.json"
-FAILURE = "failure.json"  # beside a run: why it ended
+STUDY = "study.json"
 HARNESS = "lm-evaluation-harness"  # the source of its numbers
-# What decides whether two evaluations share a table: how the items were asked, and the fingerprint of the items. The
-# rest says whose answers they are, or explains why the items differ.
-DECISIVE = ("protocol", "prompt", "max_new_tokens", "beams", "data")
-EXPLAINING = ("tasks", "limit")
-TRAINED_ON = ("train_items", "train_fingerprint")  # the same for the arms of a study, seed by seed
-
-T = TypeVar("T")
-
-
-class StudyError(AfaLoraError, ValueError):
-    """A folder cannot be reported on, or not in one table with the others."""
+# What decides whether two tests share a table: how the items were asked, and the fingerprint of the items. The rest
+# says whose answers they are, or explains why the items differ.
+DECISIVE = {
+    "sft": ("protocol", "prompt", "max_new_tokens", "beams", "data"),
+    "grpo": ("rewards", "max_new_tokens", "data"),
+}
+EXPLAINING = {"sft": ("tasks", "limit"), "grpo": ("items",)}
+TITLES: dict[Workflow, str] = {"sft": "Runs", "grpo": "GRPO runs"}  # of runs on their own
 
 
 class ArmSettings(Section, extra="ignore"):
@@ -42,13 +47,13 @@ class ArmSettings(Section, extra="ignore"):
     slug: str
     """The name of its folder."""
     method: str
-    """A method of ``afa sft``."""
+    """A method of ``afa sft`` and ``afa grpo``."""
     family: Literal["lora", "dora", "full"]
     """With which arms it is compared."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What the arm is trained with."""
     paper: dict[str, float] = Field(default_factory=dict)
-    """The paper's accuracies in percent, by task, and their ``average``."""
+    """The paper's numbers in percent, by the suite's columns."""
 
 
 class StudySettings(Section, extra="ignore"):
@@ -62,6 +67,8 @@ class StudySettings(Section, extra="ignore"):
     """What of the paper it repeats."""
     scale: str
     """paper, small or tiny."""
+    workflow: Workflow = "sft"
+    """What an arm is a run of."""
     protocol: str | None = None
     """How the eight tasks are put to the models."""
     deviations: list[str] = Field(default_factory=list)
@@ -70,39 +77,6 @@ class StudySettings(Section, extra="ignore"):
     """Of the trainings."""
     arms: list[ArmSettings]
     """What is compared, in the order of the tables."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """A finished training.
-
-    Attributes:
-        curve: loss and β.
-        tokens_per_second: tokens in the optimizer's steps by seconds of training; ``None`` if they were not logged.
-        peak_memory: bytes; on CUDA those of the device, elsewhere resident ones of the process.
-        seconds: of training.
-        own_test: correct answers, items and interval on the run's own test items; ``None`` if it had none.
-        data: number and fingerprint of what it was trained on.
-        provenance: of its last start, as `afa_lora.tuning.folder.RunFolder.record_start` wrote it.
-    """
-
-    curve: Curve
-    tokens_per_second: float | None
-    peak_memory: int
-    seconds: float
-    own_test: Mapping[str, Any] | None
-    data: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    """One training of an arm and its evaluation, as far as they are there."""
-
-    seed: int | None
-    training: Training | None
-    evaluation: Evaluation | None
-    status: str
 
 
 @dataclass(frozen=True)
@@ -118,9 +92,9 @@ class Arm:
     runs: tuple[SeedRun, ...]
 
     @property
-    def evaluations(self) -> dict[int | None, Evaluation]:
-        """The finished evaluations by seed."""
-        return {run.seed: run.evaluation for run in self.runs if run.evaluation is not None}
+    def scores(self) -> dict[int | None, Scores]:
+        """Those of the finished tests by seed."""
+        return {run.seed: run.scores for run in self.runs if run.scores is not None}
 
     @property
     def trainings(self) -> list[Training]:
@@ -139,11 +113,12 @@ class Study:
     deviations: tuple[str, ...]
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
+    workflow: Workflow = "sft"
 
     @property
-    def evaluations(self) -> list[Evaluation]:
-        """All finished evaluations."""
-        return [evaluation for arm in self.arms for evaluation in arm.evaluations.values()]
+    def scores(self) -> list[Scores]:
+        """Those of all finished tests."""
+        return [scores for arm in self.arms for scores in arm.scores.values()]
 
 
 @dataclass(frozen=True)
@@ -172,11 +147,15 @@ def read_findings(folders: Sequence[Path]) -> Findings:
     studies = [read_study(folder) for folder in given if (folder / STUDY).is_file()]
     others = [folder for folder in given if not (folder / STUDY).is_file()]
     names = dict(zip(others, _names(others), strict=True))
-    harness = {names[folder]: _read_json(folder / RESULTS) for folder in others if _is_harness(folder)}
+    harness = {names[folder]: read_json(folder / RESULTS) for folder in others if _is_harness(folder)}
     _check_harness(harness)
-    loose = [_loose_arm(names[folder], _read_loose(folder)) for folder in others if names[folder] not in harness]
-    if loose:
-        studies.append(_checked(Study(None, "Runs", "", None, (), (), tuple(loose))))
+    loose: dict[Workflow, list[Arm]] = {}
+    for folder in others:
+        if names[folder] not in harness:
+            workflow, run = _read_loose(folder)
+            loose.setdefault(workflow, []).append(Arm(names[folder], names[folder], None, None, {}, {}, (run,)))
+    for workflow, arms in loose.items():
+        studies.append(_checked(Study(None, TITLES[workflow], "", None, (), (), tuple(arms), workflow)))
     return Findings(tuple(studies), harness)
 
 
@@ -191,7 +170,7 @@ def read_study(folder: Path) -> Study:
     path = folder / STUDY
     if not path.is_file():
         raise StudyError(f"{path} does not exist, so {folder} holds no study of afa reproduce.")
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise StudyError(f"{path} is damaged: it holds no JSON object. Restore the file.")
     read = validate(StudySettings, content, str(path))
@@ -199,17 +178,29 @@ def read_study(folder: Path) -> Study:
     for arm in read.arms:
         _check_slug(arm.slug, path)
         places = [(seed, folder / arm.slug / f"seed-{seed}") for seed in read.seeds]
-        runs = tuple(_with_failure(_read_seed(seed, place / RUN, place / EVALUATION), place) for seed, place in places)
+        runs = tuple(
+            with_failure(read_seed(seed, place / RUN, place / EVALUATION, read.workflow), place)
+            for seed, place in places
+        )
         arms.append(Arm(**arm.model_dump(), runs=runs))
     _check_training_data(folder, arms)
     return _checked(
-        Study(read.artifact, read.title, read.paper, read.scale, tuple(read.deviations), tuple(read.seeds), tuple(arms))
+        Study(
+            read.artifact,
+            read.title,
+            read.paper,
+            read.scale,
+            tuple(read.deviations),
+            tuple(read.seeds),
+            tuple(arms),
+            read.workflow,
+        )
     )
 
 
-def asked(evaluation: Evaluation) -> dict[str, Any]:
+def asked(scores: Scores, workflow: Workflow) -> dict[str, Any]:
     """How the items were asked, and which."""
-    return {key: evaluation.settings.get(key) for key in (*DECISIVE, *EXPLAINING)}
+    return {key: scores.settings.get(key) for key in (*DECISIVE[workflow], *EXPLAINING[workflow])}
 
 
 def _checked(study: Study) -> Study:
@@ -218,14 +209,14 @@ def _checked(study: Study) -> Study:
     Raises:
         StudyError: they are not; the message says what differs.
     """
-    evaluations = study.evaluations
-    for other in evaluations[1:]:
-        here, there = asked(evaluations[0]), asked(other)
+    scores = study.scores
+    for other in scores[1:]:
+        here, there = asked(scores[0], study.workflow), asked(other, study.workflow)
         different = [key for key in here if here[key] != there[key]]
-        if set(different) & set(DECISIVE):
+        if set(different) & set(DECISIVE[study.workflow]):
             listed = "\n  ".join(f"{key}: {here[key]!r} and {there[key]!r}" for key in different)
             raise StudyError(
-                f"{evaluations[0].folder} and {other.folder} cannot share a table:\n  {listed}\nEvaluate both in the "
+                f"{scores[0].folder} and {other.folder} cannot share a table:\n  {listed}\nEvaluate both in the "
                 "same way, or report on them one at a time."
             )
     return study
@@ -247,63 +238,18 @@ def _check_training_data(folder: Path, arms: Sequence[Arm]) -> None:
                 )
 
 
-def _read_seed(seed: int | None, run: Path, evaluation: Path) -> SeedRun:
-    training = _read_training(run) if (run / RESULTS).is_file() else None
-    answered = _from(evaluation, read_evaluation) if (evaluation / RESULTS).is_file() else None
-    if answered:
-        status = "finished"
-    elif evaluation.is_dir():
-        status = "evaluation not finished"
-    elif training:
-        status = "not evaluated"
-    else:
-        status = "training not finished" if run.is_dir() else "not started"
-    return SeedRun(seed, training, answered, status)
-
-
-def _with_failure(run: SeedRun, place: Path) -> SeedRun:
-    """The run, with the message that it has ended with, if it has failed."""
-    failure = place / FAILURE
-    if run.evaluation or not failure.is_file():
-        return run
-    return replace(run, status=f"failed: {_read_json(failure)['message']}")
-
-
-def _read_training(folder: Path) -> Training:
-    run = RunFolder(folder)
-    results, provenance = _read_json(run.results), _read_json(run.provenance)
-    logged = [entry for entry in _from(run.metrics, read_metrics) if "loss" in entry]
-    tokens = logged[-1].get("num_tokens") if logged else None
-    try:
-        return Training(
-            curve=read_curve(folder.name, logged),
-            tokens_per_second=tokens / logged[-1]["seconds"] if tokens else None,
-            peak_memory=results["peak_memory_bytes"],
-            seconds=results["training_seconds"],
-            own_test=results["accuracy_after"],
-            data={key: provenance[-1]["data"][key] for key in TRAINED_ON},
-            provenance=provenance[-1],
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise StudyError(f"{folder} is no run of afa sft, or a damaged one: {error!r} in its results.") from error
-
-
-def _read_loose(folder: Path) -> SeedRun:
+def _read_loose(folder: Path) -> tuple[Workflow, SeedRun]:
     """An evaluation, a run, or a folder with both in it."""
     if (folder / "items.jsonl").is_file() or (folder / "settings.json").is_file():
-        return _read_seed(None, folder / RUN, folder)
-    if (folder / "recipe.yaml").is_file():
-        return _read_seed(None, folder, folder / EVALUATION)
-    if (folder / RUN).is_dir() or (folder / EVALUATION).is_dir():
-        return _read_seed(None, folder / RUN, folder / EVALUATION)
+        return "sft", read_seed(None, folder / RUN, folder)
+    run = folder if RunFolder(folder).recipe.is_file() else folder / RUN
+    if run.is_dir() or (folder / EVALUATION).is_dir():
+        workflow = workflow_of(run)
+        return workflow, read_seed(None, run, folder / EVALUATION, workflow)
     raise StudyError(
-        f"{folder} holds no study of afa reproduce ({STUDY}), no run of afa sft (recipe.yaml) and no evaluation of afa "
-        "eval (settings.json)."
+        f"{folder} holds no study of afa reproduce ({STUDY}), no run of afa sft or afa grpo (recipe.yaml) and no "
+        "evaluation of afa eval (settings.json)."
     )
-
-
-def _loose_arm(name: str, run: SeedRun) -> Arm:
-    return Arm(name, name, None, None, {}, {}, (run,))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -317,7 +263,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _is_harness(folder: Path) -> bool:
-    results = _read_json(folder / RESULTS) if (folder / RESULTS).is_file() else None
+    results = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else None
     return isinstance(results, dict) and results.get("source") == HARNESS
 
 
@@ -343,17 +289,3 @@ def _check_exists(folder: Path) -> None:
 def _check_slug(slug: str, path: Path) -> None:
     if Path(slug).name != slug or slug in ("", ".."):
         raise StudyError(f"{path}: arms.slug = {slug!r} is no name of a folder inside the study.")
-
-
-def _read_json(path: Path) -> Any:
-    return _from(path, lambda file: json.loads(file.read_text(encoding="utf-8")))
-
-
-def _from(path: Path, read: Callable[[Path], T]) -> T:
-    """What ``read`` gives, with the file named if it is damaged."""
-    try:
-        return read(path)
-    except AfaLoraError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise StudyError(f"{path} is damaged or missing: {error}. Run the arm again, or restore the file.") from error

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, create_model, field_validator, model_validator
-from trl import SFTConfig
+from pydantic import Field, create_model, model_validator
 
 from afa_lora.core.errors import unknown_name
-from afa_lora.data import CommonsenseData
-from afa_lora.evaluation.commonsense import EvaluationSettings
-from afa_lora.settings import Arguments, RecipeError, Section, read_settings, validate
-from afa_lora.sft.recipe import SFT_TYPES
-from afa_lora.tuning.recipe import (
-    TRAIN_KEYS_ELSEWHERE,
-    AdapterArguments,
-    AnnealSettings,
-    LoadSettings,
-    Method,
-)
+from afa_lora.reproduce.runs import Workflow
+from afa_lora.reproduce.scales import Scale, VerlScale, scale_kind, section_of
+from afa_lora.settings import RecipeError, Section, read_settings, validate
+from afa_lora.tuning.recipe import AnnealSettings, Method
 
 BASELINES = ("full", "lora", "dora")  # what the annealed arms are compared with
-TRAIN_KEYS_OF_AN_ARM = {**TRAIN_KEYS_ELSEWHERE, "seed": "seeds"}
-TrainArguments = Annotated[dict[str, Any], Arguments(SFTConfig, "trl.SFTConfig", TRAIN_KEYS_OF_AN_ARM, SFT_TYPES)]
 
 
 class Arm(Section):
@@ -35,89 +25,7 @@ class Arm(Section):
     anneal: AnnealSettings = AnnealSettings()
     """What differs from the scale's own ``anneal``."""
     paper: list[float] = Field(default_factory=list)
-    """The paper's accuracies in per cent, in the order of ``columns``."""
-
-
-class Changes(Section):
-    """What one method has of its own; the rest is the scale's."""
-
-    load: LoadSettings = LoadSettings()
-    """How the base model is loaded."""
-    adapter: AdapterArguments = Field(default_factory=dict)
-    """Arguments of `peft.LoraConfig`."""
-    train: TrainArguments = Field(default_factory=dict)
-    """Arguments of TRL's `SFTConfig`, such as ``learning_rate``."""
-
-
-def _section_of(kind: type[Section], names: Iterable[str], default: Any = ...) -> type[Section]:
-    """A section with a key of one kind for each name, so that a mistake in it is told with its line."""
-    fields: dict[str, Any] = {str(name): (kind, default) for name in names}
-    return create_model("Named", __base__=Section, **fields)
-
-
-MethodChanges = _section_of(Changes, get_args(Method), Changes())
-
-
-class PlanSettings(Section):
-    """What the plan takes for granted where nothing can be read or measured."""
-
-    items: PositiveInt | None = None
-    """How many training items there are, where neither the data are there nor ``data.train_items`` says it."""
-    shape: str | None = None
-    """The folder below recipes/shapes that stands in for a model that is not here."""
-    gpus: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """For each GPU to count the hours on its peak in dense bfloat16 products, in TFLOP/s; without any, this machine's
-    own speed is measured."""
-    utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
-    """The share of that peak which a training reaches."""
-
-
-class Scale(Section):
-    """The recipe that the arms share, on what they are tested, and how often each is run.
-
-    The keys ``model``, ``data``, ``load``, ``adapter``, ``anneal`` and ``train`` are those of `afa_lora.sft.Recipe`.
-    """
-
-    model: str
-    """A hub id, a local folder, or smollm2-135m."""
-    data: CommonsenseData
-    """What to train on."""
-    load: LoadSettings = LoadSettings()
-    """How the base model is loaded."""
-    adapter: AdapterArguments = Field(default_factory=dict)
-    """Arguments of `peft.LoraConfig`."""
-    anneal: AnnealSettings = AnnealSettings()
-    """The annealed activation; an arm may change parts of it."""
-    train: TrainArguments = Field(default_factory=dict)
-    """Arguments of TRL's `SFTConfig`; ``seed`` is one of ``seeds``."""
-    methods: MethodChanges = MethodChanges()  # type: ignore[valid-type]
-    """For each method what it has of its own, such as its learning rate."""
-    arms: list[str] = Field(default_factory=list)
-    """The arms to run unless others are asked for; all unless given."""
-    seeds: list[NonNegativeInt] = Field(default_factory=lambda: [0], min_length=1)
-    """Each arm is run once with each: it decides the first A, the order of the items and the dropout."""
-    evaluate: EvaluationSettings = EvaluationSettings()
-    """How each arm is tested."""
-    plan: PlanSettings = PlanSettings()
-    """What the plan takes for granted."""
-    deviations: list[str] = Field(default_factory=list)
-    """What differs from the paper, and what the paper does not say: one sentence each."""
-
-    @field_validator("data")
-    @classmethod
-    def _train_and_test_alike(cls, data: CommonsenseData) -> CommonsenseData:
-        if data.test_items:
-            raise ValueError("test_items must be 0: the arms are tested on the eight test sets, by 'evaluate'")
-        if data.folder is not None:
-            raise ValueError("folder would be that of the training alone: give --data, which is that of the tests too")
-        if data.system is not None:
-            raise ValueError("system must be left out: the arms are tested without a system message")
-        return data
-
-    def changes(self, method: str) -> Changes:
-        """What a method has of its own."""
-        changes: Changes = getattr(self.methods, method)
-        return changes
+    """The paper's numbers in per cent, in the order of ``columns``."""
 
 
 class Suite(Section):
@@ -127,8 +35,11 @@ class Suite(Section):
     """A heading."""
     paper: str
     """What of the paper is reproduced."""
+    workflow: Workflow = "sft"
+    """What an arm is: a run of ``afa sft`` that is tested on the eight commonsense tasks, or one of ``afa grpo``."""
     columns: list[str] = Field(default_factory=list)
-    """The tasks that the paper's numbers are of, and ``average``."""
+    """What the paper's numbers are of: the tasks and ``average``, or for each size of model ``SIZE train`` and
+    ``SIZE validation``."""
     figure: str | None = None
     """The name of a PNG with the loss curves of all arms, if the report is to have that figure beside it."""
     deviations: list[str] = Field(default_factory=list)
@@ -168,7 +79,7 @@ class Suite(Section):
         return dict(self.arms)[name]
 
 
-def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[Suite, Scale]:
+def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[Suite, Scale | VerlScale]:
     """Read the file of a reproduction and choose a scale.
 
     Args:
@@ -185,14 +96,20 @@ def read_suite(path: Path, scale: str, overrides: Sequence[str] = ()) -> tuple[S
     if isinstance(scales, dict) and scales and scale not in scales:
         raise unknown_name("scale", scale, scales)
     settings, lines = _read(path, [f"scales.{scale}.{override}" for override in overrides])
+    kinds = [(name, scale_kind(settings.get("workflow"), there)) for name, there in _items(settings.get("scales"))]
     suite: type[Suite] = create_model(
         "Suite",
         __base__=Suite,
-        arms=(_section_of(Arm, settings.get("arms") or ()), ...),
-        scales=(_section_of(Scale, settings.get("scales") or ()), ...),
+        arms=(section_of((name, Arm) for name, _ in _items(settings.get("arms"))), ...),
+        scales=(section_of(kinds), ...),
     )
     read = validate(suite, settings, str(path), lines)
     return read, dict(read.scales)[scale]
+
+
+def _items(settings: Any) -> list[tuple[str, Any]]:
+    """The keys and values; nothing where the file has something else, which is told by the validation."""
+    return [(str(name), value) for name, value in settings.items()] if isinstance(settings, dict) else []
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
