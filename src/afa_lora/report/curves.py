@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from afa_lora.files import write_atomic
@@ -25,18 +25,26 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1))  # 
 SMOOTHED = 50  # a line of an SVG has no more bends than that
 
 
-class Annealed(Protocol):
-    """A curve of any kind that has β and the window in which it falls, as `Curve` has them."""
+class Annealed:
+    """A curve of any kind that has β.
+
+    Attributes:
+        beta: (optimizer step, β) pairs; empty if nothing was annealed.
+    """
+
+    beta: tuple[tuple[int, float], ...]
 
     @property
-    def beta(self) -> tuple[tuple[int, float], ...]: ...
-
-    @property
-    def window(self) -> tuple[int, int] | None: ...
+    def window(self) -> tuple[int, int] | None:
+        """The first logged step and the first one with β = 0, or the last one; ``None`` if nothing was annealed."""
+        if not any(value > 0 for _, value in self.beta):
+            return None
+        first, last = self.beta[0][0], self.beta[-1][0]
+        return first, next((step for step, value in self.beta if value == 0), last)
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Annealed):
     """What one training logged.
 
     Attributes:
@@ -55,14 +63,6 @@ class Curve:
         last = self.loss[-max(1, len(self.loss) // 10) :]
         return sum(value for _, value in last) / len(last) if last else None
 
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """The first logged step and the first one with β = 0, or the last one; ``None`` if nothing was annealed."""
-        if not any(value > 0 for _, value in self.beta):
-            return None
-        first, last = self.beta[0][0], self.beta[-1][0]
-        return first, next((step for step, value in self.beta if value == 0), last)
-
 
 def read_curve(name: str, log_history: Iterable[Mapping[str, float]]) -> Curve:
     """Read a curve out of ``trainer.state.log_history``."""
@@ -76,24 +76,33 @@ def read_curve(name: str, log_history: Iterable[Mapping[str, float]]) -> Curve:
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
     """Write a PNG with the losses above and, if anything was annealed, β below; annealing windows are shaded."""
+    figure, panel = figure_over_beta(curves, "training loss (nats per token)")
+    for curve in curves:
+        panel.plot(*zip(*curve.loss, strict=True), label=curve.name, linewidth=1.5)
+    save_figure(figure, path)
+
+
+def figure_over_beta(curves: Sequence[Annealed], y_label: str) -> tuple[Figure, Axes]:
+    """A figure with a panel to draw in and, if anything was annealed, β below it; annealing windows are shaded.
+
+    Args:
+        curves: whose β it is.
+        y_label: of the empty panel.
+    """
     annealed = [curve for curve in curves if curve.window is not None]
     figure = Figure(figsize=(7, 5 if annealed else 3.6), layout="constrained")
     heights = [3, 1] if annealed else [1]
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for curve in curves:
-        panels[0].plot(*zip(*curve.loss, strict=True), label=curve.name, linewidth=1.5)
     for curve in annealed:
-        panels[1].plot(*zip(*curve.beta, strict=True), color="black", linewidth=1.5, label=curve.name)
+        panels[1].plot(*zip(*curve.beta, strict=True), color="black", linewidth=1.5)
     for start, end in {curve.window for curve in annealed if curve.window}:
         for panel in panels:
             panel.axvspan(start, end, color="0.92", zorder=0, label="β > 0" if panel is panels[0] else None)
-    panels[0].set_ylabel("training loss (nats per token)")
-    if panels[0].get_legend_handles_labels()[0]:  # nothing is drawn where nothing was logged
-        panels[0].legend(frameon=False)
+    panels[0].set_ylabel(y_label)
     if annealed:
         panels[1].set(ylabel="β", ylim=(-0.05, 1.05))
     panels[-1].set_xlabel("optimizer step")
-    save_figure(figure, path)
+    return figure, panels[0]
 
 
 def mean_curve(name: str, curves: Sequence[Curve]) -> Curve:
@@ -167,6 +176,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:  # nothing is drawn where nothing was logged
+            axes.legend(frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
     write_atomic(path, content.getvalue())

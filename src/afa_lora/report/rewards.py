@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
-from afa_lora.report.curves import BETA, save_figure, smoothed
+from afa_lora.report.curves import BETA, Annealed, figure_over_beta, save_figure, smoothed
 
 Points = tuple[tuple[int, float], ...]
 FIFTH = 5
@@ -19,7 +18,7 @@ SMOOTHED = 20  # bends of the thick line
 
 
 @dataclass(frozen=True)
-class RewardCurve:
+class RewardCurve(Annealed):
     """What one GRPO training logged.
 
     Attributes:
@@ -35,14 +34,6 @@ class RewardCurve:
     validation: Points = ()
     linear: Points = ()
     beta: Points = ()
-
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """The first logged step and the first one with β = 0, or the last one; ``None`` if nothing was annealed."""
-        if not any(value > 0 for _, value in self.beta):
-            return None
-        first, last = self.beta[0][0], self.beta[-1][0]
-        return first, next((step for step, value in self.beta if value == 0), last)
 
 
 @dataclass(frozen=True)
@@ -109,30 +100,16 @@ def plot_rewards(curves: Sequence[RewardCurve], path: Path) -> None:
     A thin line is the mean reward of a step, a thick one its mean over several steps; dots are the test items', hollow
     ones those of the linear policy.
     """
-    annealed = [curve for curve in curves if curve.window is not None]
-    figure = Figure(figsize=(7, 5 if annealed else 3.6), layout="constrained")
-    heights = [3, 1] if annealed else [1]
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    figure, panel = figure_over_beta(curves, "mean reward")
     for number, curve in enumerate(curves):
         colour = f"C{number}"
         if curve.reward:
-            panels[0].plot(*zip(*curve.reward, strict=True), color=colour, linewidth=0.7, alpha=0.4)
+            panel.plot(*zip(*curve.reward, strict=True), color=colour, linewidth=0.7, alpha=0.4)
             thick = smoothed(curve.reward, SMOOTHED)
-            panels[0].plot(*zip(*thick, strict=True), color=colour, linewidth=2, label=curve.name)
+            panel.plot(*zip(*thick, strict=True), color=colour, linewidth=2, label=curve.name)
         for points, face, label in ((curve.validation, colour, "test"), (curve.linear, "white", "test, β = 0")):
             if points:
-                panels[0].plot(
+                panel.plot(
                     *zip(*points, strict=True), "o", color=colour, markerfacecolor=face, label=f"{curve.name}, {label}"
                 )
-    for curve in annealed:
-        panels[1].plot(*zip(*curve.beta, strict=True), color="black", linewidth=1.5)
-    for start, end in {curve.window for curve in annealed if curve.window}:
-        for panel in panels:
-            panel.axvspan(start, end, color="0.92", zorder=0, label="β > 0" if panel is panels[0] else None)
-    panels[0].set_ylabel("mean reward")
-    if panels[0].get_legend_handles_labels()[0]:
-        panels[0].legend(frameon=False)
-    if annealed:
-        panels[1].set(ylabel="β", ylim=(-0.05, 1.05))
-    panels[-1].set_xlabel("optimizer step")
     save_figure(figure, path)

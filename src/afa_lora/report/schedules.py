@@ -25,7 +25,6 @@ def plot_schedules(schedules: Mapping[str, Schedule], total_steps: int, path: Pa
     for name, schedule in schedules.items():
         axes.plot(range(total_steps + 1), betas(schedule, total_steps), label=name, linewidth=1.5)
     axes.set(xlabel="optimizer step", ylabel="β", ylim=(-0.05, 1.05), xlim=(0, total_steps))
-    axes.legend(frameon=False)
     save_figure(figure, path)
 
 
