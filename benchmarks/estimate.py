@@ -18,13 +18,13 @@ from measure import peak_bytes, provenance, spread, timed
 from trl.trainer.utils import add_fused_lm_head
 
 from afa_lora.models import load_model
-from afa_lora.tuning.adapter import add_adapter
-from afa_lora.tuning.loading import training_precision
 from afa_lora.sft.planning.estimate import estimate_step, make_batch
 from afa_lora.sft.planning.shape import shape_model
 from afa_lora.sft.planning.timing import measure_speed
 from afa_lora.sft.recipe import Recipe, parse_recipe
 from afa_lora.sft.trainer import training_arguments
+from afa_lora.tuning.adapter import add_adapter
+from afa_lora.tuning.loading import training_precision
 
 
 def main() -> None:

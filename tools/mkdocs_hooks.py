@@ -24,9 +24,8 @@ from mkdocs.structure.pages import Page
 from typer.testing import CliRunner
 
 from afa_cli.app import app
-from afa_lora.settings import Arguments
 from afa_lora.grpo.recipe import Recipe as GrpoRecipe
-from afa_lora.settings import Section
+from afa_lora.settings import Arguments, Section
 from afa_lora.sft.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

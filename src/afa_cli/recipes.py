@@ -72,6 +72,9 @@ def find_recipe(name: str, workflow: str = WORKFLOWS[0]) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    other = name.partition("/")[0]
+    if other in WORKFLOWS and other != workflow and name in _shipped():
+        raise typer.BadParameter(f"{name} is a recipe of afa {other}: afa {other} {name.partition('/')[2]}")
     return _named(_known_as(workflow, name.removeprefix(f"{workflow}/")))
 
 

@@ -21,7 +21,6 @@ SHAPES = {
     "four updates": (1, 4, 1, 4, True),
     "two passes": (1, 2, 2, 4, True),
     "two passes of parts": (2, 2, 2, 2, True),
-    "a generation that ends within a step": (2, 3, 1, 3, True),
 }
 
 

@@ -36,7 +36,7 @@ def test_it_counts_what_the_training_does(settings: dict[str, Any]) -> None:
 
 
 def test_a_reward_that_fails_is_told_before_the_training(settings: dict[str, Any]) -> None:
-    with pytest.raises(AfaLoraError, match="broken.*KeyError"):
+    with pytest.raises(AfaLoraError, match=r"broken.*KeyError"):
         plan_grpo(parse_recipe({**settings, "rewards": "own_rewards:broken"}), lambda line: None)
 
 

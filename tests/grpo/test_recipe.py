@@ -50,7 +50,10 @@ def test_a_mistake_in_a_list_is_told_with_its_place(rewards: Any, message: str) 
     [
         ({"adapter": {"lora_dropout": 0.05}}, "would compare two different policies"),
         ({"train": {"use_vllm": True}}, "train.use_vllm: this is set by rollout, not here."),
-        ({"train": {"reward_weights": [1.0]}}, "train.reward_weights: this is set by the weights of rewards, not here."),
+        (
+            {"train": {"reward_weights": [1.0]}},
+            "this is set by the weights of rewards, not here.",
+        ),
         ({"train": {"num_generatons": 4}}, "Did you mean 'num_generations'?"),
         ({"rollout": "vllm"}, "it must be 'transformers', 'vllm-wait', 'vllm-linearized' or 'vllm-exact'."),
         ({"data": {"source": "commonsense"}}, "source = 'commonsense'"),

@@ -52,30 +52,47 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize("step", [2, 3, 5])
-def test_resumed_equals_uninterrupted_in_the_midst_of_a_generation(
-    settings: dict[str, Any], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings["train"] |= {"steps_per_generation": 4, "save_strategy": "steps", "save_steps": 1, "beta": 0.01}
-    whole = run(settings, output=str(tmp_path / "whole"))
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(settings: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until after ``step``, whose checkpoint is the last thing that is left."""
     make = run_module.make_trainer
 
-    def interrupted(*args: Any) -> Any:
+    def stopping(*args: Any) -> Any:
         trainer = make(*args)
         trainer.add_callback(Stop(step))
         return trainer
-
-    class Interrupted(Exception):
-        pass
 
     def no_end(*args: Any) -> Any:
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "make_trainer", interrupted)
+        patch.setattr(run_module, "make_trainer", stopping)
         patch.setattr(run_module._Run, "finish", no_end)
         with pytest.raises(Interrupted):
             run(settings)
+
+
+# 24 prompts: an epoch is 12 steps of 2 prompts with 4 updates a generation of 8, or 3 steps of 8 prompts
+@pytest.mark.parametrize(
+    ("step", "train"),
+    [
+        (2, {"steps_per_generation": 4}),
+        (3, {"steps_per_generation": 4}),
+        (5, {"steps_per_generation": 4}),
+        (3, {"gradient_accumulation_steps": 4}),
+        (5, {"gradient_accumulation_steps": 4}),
+        (7, {"gradient_accumulation_steps": 4, "num_iterations": 2}),
+    ],
+)
+def test_resumed_equals_uninterrupted_in_the_midst_of_a_generation_and_of_a_later_epoch(
+    settings: dict[str, Any], step: int, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["train"] |= {"save_strategy": "steps", "save_steps": 1, "beta": 0.01, **train}
+    whole = run(settings, output=str(tmp_path / "whole"))
+    interrupt(settings, step, monkeypatch)
     again = run(settings)
     assert again.curve == whole.curve
     assert (again.groups, again.equal_groups) == (whole.groups, whole.equal_groups)
@@ -149,6 +166,20 @@ def late(completions, **columns):
         ({"train": {"num_generations": 3, "per_device_train_batch_size": 8}}, "num_generations"),
         ({"train": {"per_device_train_batch_size": 200, "num_generations": 4}}, "A generation is for 50 prompts"),
         ({"train": {"use_vllm": True}}, "this is set by rollout"),
+        (
+            {"train": {"gradient_accumulation_steps": 2, "steps_per_generation": 3}},
+            "generations would end within steps",
+        ),
+        ({"train": {"disable_dropout": False}}, "train.disable_dropout=false"),
+        ({"train": {"generation_kwargs": {"temperature": 3.0}}}, "Set train.temperature."),
+        ({"train": {"generation_kwargs": {"num_beams": 2}}}, "not be sampled from the policy"),
+        ({"train": {"sync_ref_model": True, "beta": 0.1}, "method": "full"}, "lost at a resume"),
+        ({"train": {"beta": 0.1}, "adapter": {"init_lora_weights": "pissa"}, "method": "lora"}, "init_lora_weights"),
+        ({"train": {"beta": 0.1}, "adapter": {"bias": "all"}}, "trained biases stay"),
+        ({"train": {"metric_for_best_model": "loss"}}, "a test gives reward and accuracy"),
+        ({"train": {"vllm_mode": "server"}}, "this is set by rollout and engine"),
+        ({"train": {"chat_template_kwargs": {"x": 1}}}, "this is set by the chat template"),
+        ({"rewards": [{"function": "own_rewards:plain", "weight": float("nan")}]}, "rewards[0].weight"),
         ({"train": {"use_transformers_continuous_batching": True}}, "Leave it out"),
         ({"data": {"test_items": 0}, "train": {"eval_strategy": "steps", "eval_steps": 2}}, "needs test items"),
         ({"method": "full", "rollout": "vllm-exact"}, "rollout"),
@@ -160,3 +191,39 @@ def test_what_cannot_be_run_is_refused(settings: dict[str, Any], changes: dict[s
     with pytest.raises(AfaLoraError) as refused:
         run(settings)
     assert message in str(refused.value)
+
+
+def test_what_trl_passes_is_there_in_a_test_too(settings: dict[str, Any], tmp_path: Path) -> None:
+    source = (tmp_path / "own_rewards.py").read_text()
+    logging = """
+def logging(completions, trainer_state, log_extra, log_metric, **columns):
+    log_metric("steps", trainer_state.global_step)
+    log_extra("length", [len(c[0]["content"]) for c in completions])
+    return plain(completions)
+"""
+    (tmp_path / "logging_rewards.py").write_text(source + logging)
+    result = run(settings, rewards="logging_rewards:logging")
+    assert result.before is not None
+    assert result.after is not None
+
+
+def test_a_generation_that_no_function_judges_is_an_error(settings: dict[str, Any], tmp_path: Path) -> None:
+    nothing = "def nothing(completions, **columns):\n    return [None] * len(completions)\n"
+    (tmp_path / "no_rewards.py").write_text(nothing)
+    settings["evaluate"]["before"] = False
+    with pytest.raises(RunStopped, match="None for all 8 completions"):
+        run(settings, rewards="no_rewards:nothing")
+
+
+def test_sampled_in_parts_a_generation_is_as_large(settings: dict[str, Any]) -> None:
+    result = run(settings, rollout_batch_size=3)
+    assert result.groups == 16
+    assert result.logprob_difference is not None
+    assert result.logprob_difference < 1e-5
+
+
+@pytest.mark.parametrize("train", [{"load_best_model_at_end": True}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+def test_a_test_gives_the_metric_to_choose_by(settings: dict[str, Any], train: dict[str, Any]) -> None:
+    saves = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    settings["train"] |= {**saves, **train}
+    assert len(run(settings).curve.validation) == 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from jinja2 import TemplateError
 
-from afa_lora.data.records import DataError, Sample, counted
+from afa_lora.data.records import DataError, Items, Sample, counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,19 @@ def drop_long(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, lim
             f"{min(lengths)} tokens, the longest {max(lengths)}. Raise max_prompt_length, or take shorter prompts."
         )
     return kept, len(samples) - len(kept)
+
+
+def drop_long_items(items: Items, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> tuple[Items, int, int]:
+    """`drop_long` of the items to train on and of those to test on; without a limit all stay.
+
+    Returns:
+        The others, and how many were dropped of each.
+    """
+    if limit is None:
+        return items, 0, 0
+    train, dropped = drop_long(items.train, tokenizer, limit)
+    test, not_tested = drop_long(items.test, tokenizer, limit)
+    return Items(train, test), dropped, not_tested
 
 
 def prompt_lengths(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from afa_lora.data import Sample
+from afa_lora.data.prompts import prompt_lengths
 from afa_lora.grpo.recipe import Recipe
 from afa_lora.grpo.rollout.engine import VllmRollout
 from afa_lora.grpo.rollout.rules import engine_at
@@ -74,7 +76,7 @@ def make_engine(
     args: GRPOConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    longest_prompt: int,
+    samples: Sequence[Sample],
 ) -> VllmEngine | None:
     """The engine that the recipe's ``rollout`` names; ``None`` for transformers.
 
@@ -83,15 +85,16 @@ def make_engine(
         args: the trainer's configuration.
         model: the base model; its generation configuration says what else ends a completion.
         tokenizer: the model's.
-        longest_prompt: in tokens, the chat template included.
+        samples: what is trained on; the engine has room for the longest prompt.
     """
     if recipe.rollout == "transformers":
         return None
     config = None if recipe.method == "full" else adapter_config(recipe)
-    settings = EngineSettings(max_length=longest_prompt + (args.max_completion_length or 0))
+    length = max(prompt_lengths(samples, tokenizer)) + (args.max_completion_length or 0)
+    settings = EngineSettings(max_length=length, **recipe.engine.model_dump())
 
     def start() -> VllmRollout:
-        weights, folder = training_precision(recipe).weights, str(model.name_or_path)
+        weights, folder = training_precision(recipe).compute, str(model.name_or_path)
         return VllmRollout(recipe.rollout, folder, config, dtype=weights, settings=settings)
 
     generation = getattr(model.generation_config, "eos_token_id", None)

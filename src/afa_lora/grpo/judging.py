@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
 
 from afa_lora import evaluation
 from afa_lora.data import Sample
@@ -39,10 +39,11 @@ class Rewards:
         Raises:
             RewardError: a function raises, or returns something else than one number for each answer.
         """
-        columns = to_prompt_dataset(samples).to_dict()
+        columns: dict[str, Any] = dict(to_prompt_dataset(samples).to_dict())
         columns["prompts"] = columns.pop("prompt")
         columns["completions"] = [[{"role": "assistant", "content": answer}] for answer in answers]
         columns["completion_ids"] = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+        columns |= {"trainer_state": TrainerState(), "log_extra": _ignored, "log_metric": _ignored}
         totals = [0.0] * len(answers)
         for function, weight in zip(self.functions, self.weights, strict=True):
             rewards = function(**columns)
@@ -50,6 +51,10 @@ class Rewards:
                 rewards = asyncio.run(_result(rewards))
             totals = [t + weight * (0.0 if r is None else r) for t, r in zip(totals, rewards, strict=True)]
         return totals
+
+
+def _ignored(name: str, value: Any) -> None:
+    """Takes the place of TRL's functions that log in a training."""
 
 
 async def _result(awaitable: Any) -> Any:

@@ -13,9 +13,9 @@ from trl import GRPOConfig
 
 from afa_lora import Schedule
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.data import Gsm8kData, Items, Sample
+from afa_lora.data import Gsm8kData, Sample
 from afa_lora.data.load import load_prompts
-from afa_lora.data.prompts import drop_long
+from afa_lora.data.prompts import drop_long_items
 from afa_lora.grpo.checks import prompts_of, settings_faults
 from afa_lora.grpo.judging import load_rewards
 from afa_lora.grpo.recipe import Recipe
@@ -86,10 +86,7 @@ def plan_grpo(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
     if tokenizer is None:
         raise AfaLoraError(f"model={recipe.model!r} has no tokenizer. Training needs it.")
     use_chat_template(recipe, tokenizer)
-    train, dropped = items.train, 0
-    if recipe.max_prompt_length is not None:
-        train, dropped = drop_long(items.train, tokenizer, recipe.max_prompt_length)
-    items = Items(train, items.test)
+    items, dropped, _ = drop_long_items(items, tokenizer, recipe.max_prompt_length)
     if faults := list(settings_faults(recipe, args, items)):
         raise RecipeError("\n  ".join(["This recipe cannot be run:", *faults]))
     tried = items.train[:TRIED]
@@ -130,7 +127,9 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     recipe, args = plan.recipe, plan.args
     dropped = f", {plan.dropped} longer than max_prompt_length left out" if plan.dropped else ""
     # TRL keeps the old log-probabilities only where the policy changes between a generation and its last update.
-    aligned = args.gradient_accumulation_steps % forward_passes(args) == 0
+    per_step = args.gradient_accumulation_steps // forward_passes(args)  # generations; 0 where one serves several steps
+    aligned = per_step > 0 and recipe.rollout == "transformers"
+    serves = f"a generation serves {plan.updates}" if per_step < 2 else f"each has {per_step} generations"
     completions = f"{args.num_generations} completions of at most {args.max_completion_length} tokens"
     mean = sum(plan.right_answers) / len(plan.right_answers)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
@@ -139,7 +138,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("method", recipe.method),
         ("prompts", f"{plan.train:,} to train on, {plan.test:,} to test on{dropped}"),
         ("a generation", f"{prompts_of(args)} prompts × {completions}, by {recipe.rollout}"),
-        ("optimizer steps", f"{plan.steps:,}; a generation serves {plan.updates}"),
+        ("optimizer steps", f"{plan.steps:,}; {serves}"),
         ("old log-probabilities", "those of the update itself" if aligned else "computed at the generation"),
         ("rewards", ", ".join(f"{reward.function} × {reward.weight:g}" for reward in recipe.rewards)),
         ("right answers", f"mean reward {mean:.3f} on the data's own first {len(plan.right_answers)}"),

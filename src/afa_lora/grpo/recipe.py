@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from trl import GRPOConfig
 
 from afa_lora.data.sources import FileData, Gsm8kData, HubData, TaskData
 from afa_lora.settings import Arguments, Section, read_settings, validate
 from afa_lora.tuning.recipe import TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES, EvaluateSettings, TuningRecipe
 
+IMPORTANCE = "vllm_importance_sampling_"  # these keys of TRL's apply to whatever an engine samples
 TRAIN_KEYS = {
     **TRAIN_KEYS_ELSEWHERE,
+    **{
+        key: "rollout and engine"
+        for key in GRPOConfig.__dataclass_fields__
+        if key.startswith("vllm_") and not key.startswith(IMPORTANCE)
+    },
+    "chat_template_kwargs": "the chat template of the model, a copy of which can be edited",
     "use_vllm": "rollout",
     "reward_weights": "the weights of rewards",
     "num_generations_eval": "evaluate: one greedy answer to each item",
@@ -33,10 +40,21 @@ class RewardSettings(Section):
 
     function: str
     """task, gsm8k, math or format, or your own as ``module:function``."""
-    weight: int | float = 1.0
+    weight: Annotated[int | float, Field(allow_inf_nan=False)] = 1.0
     """Its factor in the sum."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function, such as ``method: flexible`` of gsm8k."""
+
+
+class EngineSection(Section):
+    """How large vLLM is; read by the vLLM rollouts alone."""
+
+    max_sequences: PositiveInt = 64
+    """How many completions are sampled at a time."""
+    cache_gib: PositiveFloat = 1.0
+    """Memory for keys and values in GiB, beside that of the weights."""
+    compiled: bool = False
+    """Let vLLM compile the model and capture CUDA graphs."""
 
 
 class TestSettings(EvaluateSettings):
@@ -49,6 +67,8 @@ class TestSettings(EvaluateSettings):
 class Recipe(TuningRecipe):
     """A GRPO training, whole."""
 
+    longest: ClassVar[tuple[str, int]] = ("max_completion_length", 512)
+
     data: Data
     """The prompts, and what the rewards need to judge the completions; ``source`` is reasoning-gym, gsm8k, file or
     hub."""
@@ -59,6 +79,10 @@ class Recipe(TuningRecipe):
     format; your own is ``module:function`` with TRL's signature."""
     rollout: Rollout = "transformers"
     """What samples the completions: transformers, vllm-wait, vllm-linearized or vllm-exact."""
+    rollout_batch_size: PositiveInt | None = None
+    """How many completions transformers samples at a time; unless given, all that a process samples in a generation."""
+    engine: EngineSection = EngineSection()
+    """How large vLLM is."""
     train: TrainArguments = Field(default_factory=dict)
     """Arguments of TRL's `GRPOConfig`, passed on as they are."""
     evaluate: TestSettings = TestSettings()

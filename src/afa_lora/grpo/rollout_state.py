@@ -68,6 +68,7 @@ class RolloutState(TrainerCallback):
         trainer._step = facts["forward_passes"]
         trainer.groups, trainer.equal_groups = facts["groups"], facts["equal_groups"]
         trainer._buffered_inputs = batches or None
+        trainer.use_vllm = any("importance_sampling_ratio" in batch for batch in batches)  # TRL reads the ratio then
 
 
 def _file(checkpoint: Path, args: TrainingArguments) -> Path:

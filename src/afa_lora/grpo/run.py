@@ -15,9 +15,8 @@ from transformers import PreTrainedModel, set_seed
 from trl import GRPOConfig
 
 from afa_lora import MergeReport
-from afa_lora.data import Items
 from afa_lora.data.load import load_prompts
-from afa_lora.data.prompts import drop_long, prompt_lengths
+from afa_lora.data.prompts import drop_long_items
 from afa_lora.data.records import counted
 from afa_lora.evaluation import Accuracy, evaluate
 from afa_lora.evaluation.statistics import seed_interval
@@ -144,19 +143,21 @@ class _Run(TrainingRun):
             model.to(args.device)  # type: ignore[arg-type]
         before = self.tested(self.test_before(model, sharded=False)) if recipe.evaluate.before else None
 
-        engine = make_engine(recipe, args, model, self.tokenizer, max(prompt_lengths(self.items.train, self.tokenizer)))
+        engine = make_engine(recipe, args, model, self.tokenizer, self.items.train)
         set_seed(args.seed)  # the same A for every method, and in every process
         if recipe.method != "full":
             model = add_adapter(model, recipe)
         trainer = make_trainer(
             model, self.tokenizer, self.items, args, recipe, self.rewards, lambda: self.policies(model), engine
         )
-        seconds, peak_memory = self.learn(trainer)
+        try:
+            seconds, peak_memory = self.learn(trainer)
+        finally:
+            if engine is not None:
+                engine.close()
         curve, steps = read_reward_curve(recipe.method, trainer.state.log_history), trainer.state.max_steps
         groups, equal = trainer.groups, trainer.equal_groups
         difference = trainer.largest_logprob_difference()
-        if engine is not None:
-            engine.close()
         del trainer  # the optimizer's memory
         gc.collect()
         if equal:
@@ -191,14 +192,10 @@ class _Run(TrainingRun):
     def drop_long(self) -> int:
         """Leave out prompts beyond the limit, and say how many; TRL would train on them. Returns how many."""
         limit = self.recipe.max_prompt_length
-        if limit is None:
-            return 0
-        train, dropped = drop_long(self.items.train, self.tokenizer, limit)
-        test, not_tested = drop_long(self.items.test, self.tokenizer, limit)
+        self.items, dropped, not_tested = drop_long_items(self.items, self.tokenizer, limit)
         for count, what in ((dropped, "training prompt(s)"), (not_tested, "test prompt(s)")):
             if count:
                 self.say(f"{counted(count, what)} of more than max_prompt_length={limit} tokens left out.")
-        self.items = Items(train, test)
         return dropped
 
     def learn(self, trainer: ExactGRPOTrainer) -> tuple[float, int]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from afa_lora.data import Items
 from afa_lora.data.prompts import to_prompt_dataset
 from afa_lora.grpo.engine import VllmEngine, calibration_batches
 from afa_lora.grpo.judging import Rewards
 from afa_lora.grpo.recipe import Recipe
-from afa_lora.grpo.rewards.groups import equal_groups
+from afa_lora.grpo.rewards import RewardError, equal_groups
 from afa_lora.grpo.rollout_state import RolloutState
 from afa_lora.grpo.sampling import SampledLogProbs, noting
 from afa_lora.peft.model import anneal_states
@@ -28,6 +31,16 @@ Tester = Callable[[], Mapping[str, float]]
 """Tests the policies, and returns metrics without their prefix."""
 
 
+class EpochRepeatSampler(RepeatSampler):
+    """TRL's sampler with an order of its own for each epoch: TRL's second one is known only once the first is drawn,
+    and a training that is resumed in the second draws no first one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + epoch)
+
+
 class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
     """`GRPOTrainer` that samples from the very policy that it trains, and proves it.
 
@@ -37,6 +50,7 @@ class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
     Attributes:
         engine: samples in the place of transformers, where it serves the present β.
         tester: replaces TRL's evaluation loop.
+        rows_at_once: how many completions transformers samples together; all of a generation unless given.
         groups: how many groups of completions were scored so far.
         equal_groups: how many of them had equal rewards, which teach nothing.
     """
@@ -47,10 +61,15 @@ class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
     _buffered_inputs: Any
 
     def __init__(
-        self, *args: Any, engine: VllmEngine | None = None, tester: Tester | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        engine: VllmEngine | None = None,
+        tester: Tester | None = None,
+        rows_at_once: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.engine, self.tester = engine, tester
+        self.engine, self.tester, self.rows_at_once = engine, tester, rows_at_once
         self.groups = self.equal_groups = 0
         self._synced: tuple[int, float] | None = None  # step and β of what the engine has
         self._log_probs: Tensor | None = None  # of the last forward, (batch, completion)
@@ -65,17 +84,29 @@ class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
         by_engine = self.engine is not None and self.engine.serves(beta)
         self.use_vllm = by_engine  # from here on TRL corrects for what an engine samples otherwise, and logs it
         if not by_engine:
-            sampled = SampledLogProbs(self.temperature)
-            with noting(policy, sampled):
-                completions, _ = super()._generate_single_turn(prompt_ids, *args, **kwargs)
-            return completions, sampled.of(completions)
+            return self._sample(policy, prompt_ids, *args, **kwargs)
         assert self.engine is not None
         if self._synced != (self.state.global_step, beta):
             batches = calibration_batches(self._seen(prompt_ids), self._tokenizer.pad_token_id, self.model.device)
             for name, value in self.engine.sync(policy, self.state.global_step, batches).items():
                 self._metrics["train"][name].append(value)
             self._synced = (self.state.global_step, beta)
-        return self.engine.sample(prompt_ids, self.args.seed + self._step * (self.args.generation_batch_size or 0))
+        return self.engine.sample(prompt_ids, _seed(self.args.seed, self._step))
+
+    def _sample(
+        self, policy: PreTrainedModel, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Sample by transformers: completions in tokens, and the log-probabilities of these."""
+        completions: list[list[int]] = []
+        log_probs: list[list[float]] = []
+        rows = self.rows_at_once or len(prompt_ids)
+        for start in range(0, len(prompt_ids), rows):
+            sampled = SampledLogProbs(self.temperature)
+            with noting(policy, sampled):
+                tokens, _ = super()._generate_single_turn(prompt_ids[start : start + rows], *args, **kwargs)
+            completions += tokens
+            log_probs += sampled.of(tokens)
+        return completions, log_probs
 
     def _seen(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """What the adapter has seen last: the last generation's prompts with their completions, or these prompts."""
@@ -105,10 +136,23 @@ class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1).tolist()  # of all processes
+        judged = ~rewards.isnan().all(dim=1)  # of all processes' completions
+        if not judged.any():
+            raise RewardError(
+                f"Every reward function returned None for all {len(judged)} completions of a generation: there is "
+                "nothing to learn from. None means that a function does not apply; one must."
+            )
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        totals[~judged] = torch.nan
         self.groups += len(totals) // self.num_generations
-        self.equal_groups += equal_groups(totals, self.num_generations)
+        self.equal_groups += equal_groups(totals.tolist(), self.num_generations)
         return rewards
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[Any]:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        assert isinstance(sampler, RepeatSampler)
+        sampler.__class__ = EpochRepeatSampler
+        return sampler
 
     def largest_logprob_difference(self) -> float | None:
         """The largest logged `LOGPROB_DIFFERENCE`."""
@@ -131,13 +175,26 @@ class ExactGRPOTrainer(ExactTraining, GRPOTrainer):
         return metrics
 
 
+def _seed(*numbers: int) -> int:
+    """A seed of 31 bits that no neighbouring numbers share."""
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
 def training_arguments(recipe: Recipe) -> GRPOConfig:
     """The recipe's ``train`` section as TRL's `GRPOConfig`, with defaults that fit this machine.
 
     Raises:
         RecipeError: `GRPOConfig` refuses a value, or ``num_generations`` does not divide the batch.
     """
-    settings = {"reward_weights": recipe.reward_weights, "num_generations_eval": 1}
+    settings: dict[str, Any] = {
+        "reward_weights": recipe.reward_weights,
+        "num_generations_eval": 1,
+        "disable_dropout": True,  # each forward would draw another mask, and so be another policy
+    }
+    chooses = recipe.train.get("load_best_model_at_end"), recipe.train.get("lr_scheduler_type")
+    if chooses[0] or chooses[1] == "reduce_lr_on_plateau":
+        settings["metric_for_best_model"] = "reward"  # transformers' own, the loss, is not computed in a test
     return tuning.training_arguments(GRPOConfig, recipe, settings)
 
 
@@ -165,9 +222,10 @@ def make_trainer(
             train_dataset=to_prompt_dataset(items.train),
             eval_dataset=to_prompt_dataset(items.test) if items.test else None,
             processing_class=tokenizer,
-            callbacks=annealing(recipe),
+            callbacks=annealing(recipe, keeps_generations=True),
             engine=engine,
             tester=tester,
+            rows_at_once=recipe.rollout_batch_size,
         )
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
         raise refused(error, GRPOConfig) from error

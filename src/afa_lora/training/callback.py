@@ -22,19 +22,26 @@ class AnnealingCallback(TrainerCallback):
     last update that uses it: β follows ⌊step / U⌋ · U, U being `updates_per_generation`. Logs ``afa/beta`` (with
     several adapters ``afa/beta/NAME``).
 
+    Args:
+        keeps_generations: whether the trainer goes on within a generation when it is resumed there. TRL's own begin a
+            new one, and U steps are counted from there.
+
     Raises:
         InvalidSettingError: at the start of training, if the model has no AFA layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_generations: bool = False) -> None:
         self._annealer: Annealer | None = None
+        self._keeps_generations = keeps_generations
         self._held_steps = 1
+        self._first_step = 0  # at which a generation began
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._annealer = Annealer(kwargs["model"], state.max_steps)
         self._held_steps = updates_per_generation(args)
+        self._first_step = 0 if self._keeps_generations else state.global_step % self._held_steps
         self._set(state)
 
     def on_step_begin(
@@ -77,7 +84,7 @@ class AnnealingCallback(TrainerCallback):
         assert self._annealer is not None
         step = state.global_step if step is None else step
         if step < state.max_steps:
-            step -= step % self._held_steps
+            step = max(step - (step - self._first_step) % self._held_steps, 0)
         self._annealer.set_step(step)
 
 
@@ -85,8 +92,8 @@ def updates_per_generation(args: TrainingArguments) -> int:
     """U, how many optimizer steps β is held: 1 unless the trainer generates (TRL's GRPO and RLOO).
 
     A generation serves steps_per_generation · num_iterations forward passes, a step takes
-    gradient_accumulation_steps of them. U is the least number of steps after which a generation ends with a step; one
-    generation lasts that long unless the next one begins in the midst of a step.
+    gradient_accumulation_steps. U is the least number of steps after which a generation ends with a step. Where one
+    ends within a step that holds for the first epoch alone, since TRL cuts the last step of an epoch short.
     """
     if getattr(args, "steps_per_generation", None) is None:
         return 1

@@ -99,14 +99,15 @@ def _less_memory(recipe: TuningRecipe, checkpoints: Path) -> str:
     remedies = []
     if batch > 1:
         factor = recipe.train.get("gradient_accumulation_steps", 1)
+        same = "" if "steps_per_generation" in recipe.train else " (the same training)"
         remedies.append(
-            f"train.per_device_train_batch_size={batch // 2} train.gradient_accumulation_steps={2 * factor} "
-            "(the same training)"
+            f"train.per_device_train_batch_size={batch // 2} train.gradient_accumulation_steps={2 * factor}{same}"
         )
     if recipe.train.get("gradient_checkpointing") is False:
         remedies.append("train.gradient_checkpointing=true (slower)")
-    length = recipe.train.get("max_length", 1024)
-    remedies.append(f"train.max_length={length // 2}" if length else "train.max_length=1024")
+    key, default = recipe.longest
+    length = recipe.train.get(key, default)
+    remedies.append(f"train.{key}={length // 2 if length else default}")
     if recipe.load.quantization is None and recipe.method != "full":
         remedies.append("load.quantization=4bit")
     elsewhere = " In a run with another output: they change the training." if newest(checkpoints) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from peft import LoraConfig
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -95,6 +95,9 @@ class EvaluateSettings(Section):
 
 class TuningRecipe(Section):
     """What the recipes of all workflows have; each adds its ``data``, its ``train`` and its ``evaluate``."""
+
+    longest: ClassVar[tuple[str, int]] = ("max_length", 1024)
+    """The key of ``train`` that limits the tokens of an item, and its default."""
 
     model: str
     """A hub id, a local folder, or smollm2-135m."""

@@ -32,8 +32,10 @@ class ExactTraining(Trainer):
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]
         """Train, from a checkpoint if one is given, with the logs of an uninterrupted training."""
         for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "checkpoint"):
+            if hasattr(callback, "checkpoint"):  # a state of ours
                 callback.checkpoint = resume_from_checkpoint
+        if resume_from_checkpoint:
+            self.args.eval_on_start = False  # it was done at the start
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -89,9 +91,9 @@ def is_sharded(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) == 1
 
 
-def annealing(recipe: TuningRecipe) -> list[TrainerCallback]:
+def annealing(recipe: TuningRecipe, *, keeps_generations: bool = False) -> list[TrainerCallback]:
     """The callback that sets β, if the method has one."""
-    return [AnnealingCallback()] if recipe.anneals else []
+    return [AnnealingCallback(keeps_generations=keeps_generations)] if recipe.anneals else []
 
 
 def set_callbacks(trainer: Trainer, limit: int | None, *states: TrainerCallback) -> None:

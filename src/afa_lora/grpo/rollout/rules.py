@@ -84,6 +84,11 @@ def rollout_faults(recipe: Recipe, args: GRPOConfig) -> Iterator[str]:
     for key, default in NOT_PASSED_ON.items():
         if (value := getattr(args, key)) not in (default, {}):
             yield f"train.{key}={value!r} is not passed on to vLLM. Leave it out, or set rollout=transformers."
+    if args.loss_type == "vespo" and not args.vllm_importance_sampling_mode.startswith("token_"):
+        yield (
+            f"train.loss_type='vespo' with rollout={policy!r} needs train.vllm_importance_sampling_mode=token_truncate "
+            "or token_mask."
+        )
     if policy == "vllm-linearized" and recipe.anneals and not args.vllm_importance_sampling_correction:
         yield (
             "rollout='vllm-linearized' samples from another policy than is trained while β > 0, and "
