@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from trl import GRPOConfig
 
 from afa_lora.data.sources import FileData, Gsm8kData, HubData, TaskData
@@ -46,6 +46,25 @@ class RewardSettings(Section):
     """Keyword arguments of the function, such as ``method: flexible`` of gsm8k."""
 
 
+def _spelt_out(rewards: Any) -> Any:
+    """``task`` is ``{function: task}``, and one of them needs no list."""
+    listed = rewards if isinstance(rewards, list) else [rewards]
+    return [{"function": reward} if isinstance(reward, str) else reward for reward in listed]
+
+
+def _different(rewards: list[RewardSettings]) -> list[RewardSettings]:
+    names = [reward.function for reward in rewards]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is there twice, and would be logged under one name. Wrap one of them")
+    return rewards
+
+
+RewardList = Annotated[
+    list[RewardSettings], BeforeValidator(_spelt_out), AfterValidator(_different), Field(min_length=1)
+]
+
+
 class EngineSection(Section):
     """How large vLLM is; read by the vLLM rollouts alone."""
 
@@ -74,7 +93,7 @@ class Recipe(TuningRecipe):
     hub."""
     max_prompt_length: PositiveInt | None = 512
     """Prompts of more tokens than that, chat template included, are dropped before the training and counted."""
-    rewards: list[RewardSettings] = Field(min_length=1)
+    rewards: RewardList
     """The reward functions: a name, or ``function`` with ``weight`` and ``options``. Built in are task, gsm8k, math and
     format; your own is ``module:function`` with TRL's signature."""
     rollout: Rollout = "transformers"
@@ -87,22 +106,6 @@ class Recipe(TuningRecipe):
     """Arguments of TRL's `GRPOConfig`, passed on as they are."""
     evaluate: TestSettings = TestSettings()
     """The check of generated answers."""
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _spell_out(cls, rewards: Any) -> Any:
-        """``task`` is ``{function: task}``, and one of them needs no list."""
-        listed = rewards if isinstance(rewards, list) else [rewards]
-        return [{"function": reward} if isinstance(reward, str) else reward for reward in listed]
-
-    @field_validator("rewards")
-    @classmethod
-    def _check_names(cls, rewards: list[RewardSettings]) -> list[RewardSettings]:
-        names = [reward.function for reward in rewards]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"{name} is there twice, and would be logged under one name. Wrap one of them")
-        return rewards
 
     @model_validator(mode="after")
     def _check_dropout(self) -> Recipe:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from accelerate import PartialState
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
@@ -18,7 +17,7 @@ from afa_lora import MergeReport
 from afa_lora.data.load import load_prompts
 from afa_lora.data.prompts import drop_long_items
 from afa_lora.data.records import counted
-from afa_lora.evaluation import Accuracy, evaluate
+from afa_lora.evaluation import Accuracy
 from afa_lora.evaluation.statistics import seed_interval
 from afa_lora.grpo.checks import check_settings
 from afa_lora.grpo.engine import make_engine
@@ -28,11 +27,10 @@ from afa_lora.grpo.rewards import RewardError
 from afa_lora.grpo.trainer import ExactGRPOTrainer, make_trainer, training_arguments
 from afa_lora.peft.model import anneal_states
 from afa_lora.report.rewards import RewardCurve, Rise, plot_rewards, read_reward_curve, rise
-from afa_lora.running.stopping import terminable
 from afa_lora.tuning.adapter import add_adapter
 from afa_lora.tuning.card import accuracy_text, write_cards
 from afa_lora.tuning.checks import check_optimizer
-from afa_lora.tuning.failures import RunStopped, explained, what_is_kept
+from afa_lora.tuning.failures import RunStopped, what_is_kept
 from afa_lora.tuning.folder import RunFolder, accuracy_numbers, write_answers
 from afa_lora.tuning.loading import load_base
 from afa_lora.tuning.run import TrainingRun
@@ -112,13 +110,8 @@ def run_grpo(recipe: Recipe, console: Console | None = None) -> GrpoResult:
             message says what to do.
     """
     args = training_arguments(recipe)
-    processes = PartialState()
-    folder = RunFolder(recipe.output)
-    console = (console or Console()) if processes.is_main_process else Console(quiet=True)
-    claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
-    with claim, explained(recipe, folder.checkpoints), terminable():
-        processes.wait_for_everyone()  # until the folder is claimed
-        return _Run(recipe, args, folder, console, processes.is_main_process).whole()
+    result: GrpoResult = _Run.started(recipe, args, console)
+    return result
 
 
 class _Run(TrainingRun):
@@ -222,17 +215,6 @@ class _Run(TrainingRun):
         tested = self.tested(self.answers(model))
         assert tested is not None
         return {"reward": tested.mean, "accuracy": tested.accuracy.share}
-
-    def answers(self, model: PreTrainedModel | PeftModel) -> Accuracy:
-        """The answers to the test items, without a bar of their own: the training's is on the screen."""
-        return evaluate(
-            model,
-            self.tokenizer,
-            self.items.test,
-            self.score,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.recipe.evaluate.batch_size,
-        )
 
     @property
     def max_new_tokens(self) -> int:

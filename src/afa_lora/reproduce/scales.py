@@ -147,20 +147,13 @@ class GrpoScale(Scale):
     data: grpo.Data
     max_prompt_length: PositiveInt | None = 512
     """Prompts of more tokens are left out."""
-    rewards: list[grpo.RewardSettings] = Field(min_length=1)
+    rewards: grpo.RewardList
     """The reward functions."""
     rollout: grpo.Rollout = "transformers"
     """What samples the completions."""
     train: GrpoArguments = Field(default_factory=dict)
     methods: GrpoMethods = GrpoMethods()  # type: ignore[valid-type]
     evaluate: grpo.TestSettings = grpo.TestSettings()
-
-    @field_validator("rewards", mode="before")
-    @classmethod
-    def _spell_out(cls, rewards: Any) -> Any:
-        """``task`` is ``{function: task}``, and one of them needs no list."""
-        listed = rewards if isinstance(rewards, list) else [rewards]
-        return [{"function": reward} if isinstance(reward, str) else reward for reward in listed]
 
     @field_validator("data")
     @classmethod

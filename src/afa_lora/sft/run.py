@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from accelerate import PartialState
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
@@ -20,7 +18,6 @@ from afa_lora.evaluation import Accuracy, score_for
 from afa_lora.report.curves import Curve, plot_curves, read_curve
 from afa_lora.report.progress import progress_bar
 from afa_lora.running.metrics import TEST
-from afa_lora.running.stopping import terminable
 from afa_lora.settings import RecipeError
 from afa_lora.sft.checks import training_faults
 from afa_lora.sft.recipe import Recipe
@@ -28,7 +25,6 @@ from afa_lora.sft.trainer import make_trainer, training_arguments
 from afa_lora.tuning.adapter import add_adapter
 from afa_lora.tuning.card import accuracy_text, write_cards
 from afa_lora.tuning.checks import check_optimizer
-from afa_lora.tuning.failures import explained
 from afa_lora.tuning.folder import RunFolder, accuracy_numbers, write_answers
 from afa_lora.tuning.loading import load_base
 from afa_lora.tuning.run import TrainingRun
@@ -80,13 +76,8 @@ def run_sft(recipe: Recipe, console: Console | None = None) -> SftResult:
             do.
     """
     args = training_arguments(recipe)
-    processes = PartialState()
-    folder = RunFolder(recipe.output)
-    console = (console or Console()) if processes.is_main_process else Console(quiet=True)
-    claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
-    with claim, explained(recipe, folder.checkpoints), terminable():
-        processes.wait_for_everyone()  # until the folder is claimed
-        return _Run(recipe, args, folder, console, processes.is_main_process).whole()
+    result: SftResult = _Run.started(recipe, args, console)
+    return result
 
 
 class _Run(TrainingRun):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -21,8 +24,8 @@ from afa_lora.report.memory import PeakMemory
 from afa_lora.report.progress import TrainingProgress, progress_bar
 from afa_lora.running.checkpoints import check_checkpoint, last_good
 from afa_lora.running.metrics import MetricsLog, tensorboard
-from afa_lora.running.stopping import GracefulStop
-from afa_lora.tuning.failures import RunInterrupted, what_is_kept
+from afa_lora.running.stopping import GracefulStop, terminable
+from afa_lora.tuning.failures import RunInterrupted, explained, what_is_kept
 from afa_lora.tuning.folder import RunFolder, read_answers, write_answers
 from afa_lora.tuning.loading import model_options, training_precision
 from afa_lora.tuning.recipe import TuningRecipe
@@ -54,6 +57,30 @@ class TrainingRun:
     items: Items = field(init=False)
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     score: Score = field(init=False)
+
+    @classmethod
+    def started(cls, recipe: TuningRecipe, args: TrainingArguments, console: Console | None = None) -> Any:
+        """Claim the recipe's folder and do the `whole` run in it; every process of several calls this.
+
+        Args:
+            recipe: what to do.
+            args: the trainer's configuration.
+            console: where progress goes; standard output unless given. The first process alone prints and writes.
+
+        Raises:
+            AfaLoraError: the recipe, the data or the model is at fault, or the run was stopped.
+        """
+        processes = PartialState()
+        folder = RunFolder(recipe.output)
+        console = (console or Console()) if processes.is_main_process else Console(quiet=True)
+        claim = folder.claimed(recipe) if processes.is_main_process else nullcontext()
+        with claim, explained(recipe, folder.checkpoints), terminable():
+            processes.wait_for_everyone()  # until the folder is claimed
+            return cls(recipe, args, folder, console, processes.is_main_process).whole()
+
+    def whole(self) -> Any:
+        """The workflow, from the data to the results."""
+        raise NotImplementedError
 
     @property
     def max_new_tokens(self) -> int:
@@ -166,12 +193,18 @@ class TrainingRun:
             return None
         with progress_bar(self.console) as progress:
             bar = progress.add_task(description, total=len(self.items.test), note="")
-            return evaluate(
-                model,
-                self.tokenizer,
-                self.items.test,
-                self.score,
-                max_new_tokens=self.max_new_tokens,
-                batch_size=self.recipe.evaluate.batch_size,
-                advance=lambda count: progress.advance(bar, count),
-            )
+            return self.answers(model, lambda count: progress.advance(bar, count))
+
+    def answers(
+        self, model: PreTrainedModel | PeftModel, advance: Callable[[int], object] = lambda count: None
+    ) -> Accuracy:
+        """Generated answers to the test items, scored."""
+        return evaluate(
+            model,
+            self.tokenizer,
+            self.items.test,
+            self.score,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.recipe.evaluate.batch_size,
+            advance=advance,
+        )
