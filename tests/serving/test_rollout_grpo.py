@@ -3,8 +3,11 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from afa_lora.grpo.recipe import parse_recipe
 from tests.serving.models import save_model
@@ -25,13 +28,10 @@ def ascii_share(completions, **columns):
 BETAS = [1.0, 2 / 3, 1 / 3, 0.0, 0.0, 0.0]  # of the policy at the beginning of each step
 
 
-@pytest.mark.parametrize("policy", ["vllm-exact", "vllm-linearized", "vllm-wait"])
-def test_what_is_sampled_from_is_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    from afa_lora.grpo.run import run_grpo
-
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> dict[str, Any]:
     (tmp_path / "own_rewards.py").write_text(REWARD)
     monkeypatch.syspath_prepend(str(tmp_path))
-    recipe = {
+    return {
         "model": str(save_model(tmp_path / "base", BASE)),
         "output": str(tmp_path / "run"),
         "data": {"source": "reasoning-gym", "task": "chain_sum", "train_items": 16, "test_items": 4},
@@ -54,6 +54,13 @@ def test_what_is_sampled_from_is_what_is_trained(tmp_path: Path, monkeypatch: py
         "evaluate": {"before": False},
         "merge": False,
     }
+
+
+@pytest.mark.parametrize("policy", ["vllm-exact", "vllm-linearized", "vllm-wait"])
+def test_what_is_sampled_from_is_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    from afa_lora.grpo.run import run_grpo
+
+    recipe = settings(tmp_path, monkeypatch, policy)
     run_grpo(parse_recipe(recipe))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "afa/old_vs_rollout_logprob_diff" in line]
@@ -68,3 +75,19 @@ def test_what_is_sampled_from_is_what_is_trained(tmp_path: Path, monkeypatch: py
         assert min(differences[1:3]) > EQUAL  # another policy, and the run says so; in the first step B is 0
         differences = differences[3:]
     assert max(differences) < EQUAL
+
+
+def test_a_resume_within_a_generation_keeps_the_importance_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from afa_lora.grpo.run import run_grpo
+    from tests.grpo.test_run import interrupt
+
+    recipe = settings(tmp_path, monkeypatch, "vllm-linearized")
+    recipe["train"] |= {"steps_per_generation": 2, "save_strategy": "steps", "save_steps": 1}
+    whole = run_grpo(parse_recipe({**recipe, "output": str(tmp_path / "whole")}))
+    interrupt(recipe, 3, monkeypatch)  # the second of the two updates of a generation is still to come
+    again = run_grpo(parse_recipe(recipe))
+    assert again.curve == whole.curve
+    one, two = (load_file(r.folder.adapter / "adapter_model.safetensors") for r in (whole, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)
