@@ -81,6 +81,7 @@ def study_table(document: dict[str, Any]) -> str:
 
 TABLES = {
     "table1_tiny": ("results/table1_tiny.json", study_table),
+    "grpo_quickstart": ("results/grpo_quickstart.json", study_table),
     "likelihood_cpu": ("benchmarks/results/likelihood_cpu.json", likelihood_table),
     "step_cpu": ("benchmarks/results/step_cpu.json", step_table),
 }
