@@ -1,0 +1,199 @@
+"""The draft of EAGLE-1 (Li et al., arXiv 2401.15077): one decoder layer that continues the target's features.
+
+A feature f_i is the target's last hidden state, after its final norm, at position i; the target's output layer makes of
+it the distribution of token i + 1. The draft reads f_i and the embedding of token i + 1, and predicts f_{i+1}:
+
+    hidden = fc([embedding of t_{i+1}, f_i]),   f̂_{i+1} = layer(hidden) at position i
+
+The layer is a Llama decoder layer without its input norm, and no norm follows it. Embedding and output layer are the
+target's (`afa_lora.eagle.target.TargetEnds`): the draft neither holds nor saves them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaPreTrainedModel, LlamaRotaryEmbedding
+
+from afa_lora.core.errors import AfaLoraError
+
+TARGETS = ("llama", "qwen2", "qwen3", "mistral")
+"""``model_type`` of the targets: a final norm, an output layer without scale, an embedding without one."""
+
+ADAPTED_LAYERS = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Every linear layer of the draft."""
+
+
+class DraftError(AfaLoraError):
+    """A draft, or the target it is to be used with, is not what it must be."""
+
+
+class EagleConfig(LlamaConfig):
+    """The shape of a draft: a `LlamaConfig` with one layer, and what it was made for.
+
+    Attributes:
+        target_name: the target's hub id or folder, as it was given.
+        target_digest: `afa_lora.eagle.target.TargetEnds.digest` of the target.
+    """
+
+    model_type = "eagle_draft"
+    target_name: str | None = None
+    target_digest: str | None = None
+
+    @classmethod
+    def of_target(cls, config: PretrainedConfig, name: str, digest: str) -> EagleConfig:
+        """The shape of a draft for a target.
+
+        Args:
+            config: the target's.
+            name: where the target comes from.
+            digest: what tells it from others.
+
+        Raises:
+            DraftError: a target of an architecture that has no draft here.
+        """
+        check_architecture(config, name)
+        rope = {"rope_theta": 10_000.0, "rope_type": "default", **(config.rope_parameters or {})}
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=1,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            hidden_act=config.hidden_act,
+            max_position_embeddings=config.max_position_embeddings,
+            initializer_range=config.initializer_range,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters=rope,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            tie_word_embeddings=False,
+            attention_bias=False,
+            mlp_bias=False,
+            target_name=name,
+            target_digest=digest,
+        )
+
+
+class EagleDraft(LlamaPreTrainedModel):
+    """The draft.
+
+    Saved by ``save_pretrained`` and loaded by ``from_pretrained``; its tensors have the names of SafeAILab's EAGLE:
+    ``fc.weight``, ``layers.0.self_attn.q_proj.weight``, …
+    """
+
+    config_class = EagleConfig
+    config: EagleConfig
+    base_model_prefix = ""
+    _keys_to_ignore_on_load_unexpected = [r"embed_tokens", r"lm_head"]
+
+    def __init__(self, config: EagleConfig) -> None:
+        super().__init__(config)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)  # vLLM's has no bias
+        layer = LlamaDecoderLayer(config, layer_idx=0)
+        layer.input_layernorm = nn.Identity()
+        self.layers = nn.ModuleList([layer])
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        features: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Predict the next features.
+
+        Args:
+            embeddings: (batch, length, hidden), of the tokens that follow the features: t_{i+1}.
+            features: (batch, length, hidden), true or predicted ones: f_i.
+            attention_mask: as a transformers decoder takes it: (batch, past + length) with 0 for padding, or
+                (batch, 1, length, past + length), added to the scores; causal unless given.
+            position_ids: (batch, length), those of the features: i; counted on from the cache unless given.
+            past_key_values: keys and values of what came before; they are added to.
+            kwargs: passed to the attention.
+
+        Returns:
+            (batch, length, hidden): f̂_{i+1}.
+        """
+        hidden = self.fc(torch.cat((embeddings, features), dim=-1))
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotation = self.rotary_emb(hidden, position_ids=position_ids)
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rotation,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+                **kwargs,
+            )
+        return hidden
+
+
+def check_architecture(config: PretrainedConfig, name: str) -> None:
+    """Refuse a target that the draft could not continue.
+
+    Raises:
+        DraftError: its architecture is not one of `TARGETS`.
+    """
+    if config.model_type not in TARGETS:
+        raise DraftError(
+            f"model={name!r} is of the architecture {config.model_type!r}. A draft can be made for {', '.join(TARGETS)}."
+        )
+
+
+def load_draft(folder: str, target_digest: str | None = None, **options: Any) -> EagleDraft:
+    """Load a trained, merged draft.
+
+    Args:
+        folder: what ``save_pretrained`` wrote.
+        target_digest: of the target it is to be used with; not compared unless given.
+        options: passed to ``from_pretrained``; ``dtype`` is float32 unless given.
+
+    Raises:
+        DraftError: there is no draft, or it was trained for another target.
+    """
+    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **options}
+    try:
+        draft, found = EagleDraft.from_pretrained(folder, output_loading_info=True, **given)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DraftError(f"draft={folder!r}: no draft can be loaded from there: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise DraftError(
+            f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged draft. "
+            "Give the folder draft/ of a run of afa eagle train."
+        )
+    if target_digest is not None and draft.config.target_digest not in (None, target_digest):
+        raise DraftError(
+            f"draft={folder!r} was trained for another target, {draft.config.target_name}. Its features mean nothing "
+            "to this one. Give that target, or train a draft for this one."
+        )
+    draft.eval()
+    loaded: EagleDraft = draft
+    return loaded
+
+
+__all__ = ["ADAPTED_LAYERS", "TARGETS", "DraftError", "EagleConfig", "EagleDraft", "check_architecture", "load_draft"]

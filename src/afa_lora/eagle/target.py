@@ -1,0 +1,142 @@
+"""What a draft shares with its target: the embedding and the output layer, and how the target's features are had."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from afa_lora.eagle.model import EagleConfig, EagleDraft, check_architecture
+from afa_lora.models import EMBEDDED, ModelError, embedded_folder, read_parts
+
+NORM, EMBEDDING, HEAD = "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"
+SAMPLED_ROWS = 64  # of the embedding and the output layer, for the digest
+
+
+@dataclass(frozen=True)
+class TargetEnds:
+    """The two ends of the target, frozen.
+
+    Attributes:
+        name: where the target comes from.
+        config: its configuration.
+        embedding: (vocabulary, hidden).
+        head: (vocabulary, hidden); the same tensor as ``embedding`` where the target ties them.
+        digest: tells this target from others of the same shape; the same in float32 and in bfloat16.
+    """
+
+    name: str
+    config: PretrainedConfig
+    embedding: Tensor
+    head: Tensor
+    digest: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str) -> TargetEnds:
+        """Those of a loaded target.
+
+        Raises:
+            DraftError: its architecture has no draft here.
+        """
+        check_architecture(model.config, name)
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        digest = _digest(model.base_model.norm.weight, embedding, head)
+        return cls(name, model.config, embedding.detach(), head.detach(), digest)
+
+    @classmethod
+    def load(cls, name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TargetEnds:
+        """Those of a target that is not loaded: of its weights only these tensors are read.
+
+        Args:
+            name: as for `afa_lora.models.load_model`.
+            dtype: of the tensors.
+            options: ``revision`` and ``trust_remote_code``, as for `read_parts`.
+
+        Raises:
+            ModelError: there is no such model, or its weights are not safetensors.
+            DraftError: its architecture has no draft here.
+        """
+        source = str(embedded_folder(name)) if name in EMBEDDED else name
+        config = read_parts(source, **options).config
+        check_architecture(config, name)
+        tied = bool(getattr(config, "tie_word_embeddings", False))
+        wanted = (NORM, EMBEDDING) if tied else (NORM, EMBEDDING, HEAD)
+        tensors = _read_tensors(source, wanted, name, options.get("revision"))
+        digest = _digest(tensors[NORM], tensors[EMBEDDING], tensors.get(HEAD, tensors[EMBEDDING]))
+        embedding = tensors[EMBEDDING].to(dtype)
+        return cls(name, config, embedding, tensors[HEAD].to(dtype) if HEAD in tensors else embedding, digest)
+
+    def to(self, device: torch.device | str) -> TargetEnds:
+        """The same on another device."""
+        embedding = self.embedding.to(device)
+        head = embedding if self.head is self.embedding else self.head.to(device)
+        return TargetEnds(self.name, self.config, embedding, head, self.digest)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(…) token ids to (…, hidden)."""
+        return nn.functional.embedding(tokens, self.embedding)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(…, hidden) features to (…, vocabulary)."""
+        return nn.functional.linear(features, self.head)
+
+    def new_draft(self, dtype: torch.dtype = torch.float32) -> EagleDraft:
+        """An untrained draft for this target, on the CPU."""
+        draft = EagleDraft(EagleConfig.of_target(self.config, self.name, self.digest))
+        return draft.to(dtype)
+
+
+def features_of(target: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """The target's features, without a gradient.
+
+    Args:
+        target: a causal language model.
+        tokens: (batch, length).
+        attention_mask: (batch, length), 0 for padding.
+
+    Returns:
+        (batch, length, hidden), in the target's dtype.
+    """
+    with torch.no_grad():
+        output = target.base_model(input_ids=tokens, attention_mask=attention_mask, use_cache=False)
+    features: Tensor = output.last_hidden_state
+    return features
+
+
+def _digest(norm: Tensor, embedding: Tensor, head: Tensor) -> str:
+    rows = torch.linspace(0, len(head) - 1, min(SAMPLED_ROWS, len(head))).long().to(head.device)
+    digest = hashlib.sha256(json.dumps([*embedding.shape]).encode())
+    for tensor in (norm, embedding[rows.to(embedding.device)], head[rows]):
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_tensors(source: str, wanted: tuple[str, ...], name: str, revision: str | None) -> dict[str, Tensor]:
+    try:
+        index = _file(source, "model.safetensors.index.json", revision)
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
+        files = {key: places.get(key) if places else "model.safetensors" for key in wanted}
+        tensors = {}
+        for key, file in files.items():
+            path = _file(source, file, revision) if file else None
+            if path is None:
+                raise ModelError(f"model={name!r} has no {key} in safetensors. Save the model with save_pretrained first.")
+            with safe_open(path, framework="pt") as opened:
+                tensors[key] = opened.get_tensor(key)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"model={name!r}: its weights cannot be read: {error}") from error
+    return tensors
+
+
+def _file(source: str, file: str, revision: str | None) -> Path | None:
+    """A file of a local folder or of the hub, if there is one."""
+    found = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None

@@ -1,0 +1,96 @@
+"""The draft: its shape, what it shares with its target, what is saved of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, load_draft
+from afa_lora.eagle.target import TargetEnds, features_of
+from tests.eagle.conftest import make_target
+
+TENSORS = {"fc.weight"} | {
+    f"layers.0.{name}.weight"
+    for name in (
+        *(f"self_attn.{part}_proj" for part in "qkvo"),
+        *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+        "post_attention_layernorm",
+    )
+}
+
+
+def test_features_give_the_targets_logits(target: PreTrainedModel, ends: TargetEnds) -> None:
+    tokens = torch.randint(3, 96, (2, 7))
+    assert torch.equal(ends.logits(features_of(target, tokens)), target(tokens).logits)
+
+
+def test_only_its_own_tensors_are_saved_and_it_loads_equal(tmp_path: Path, draft: EagleDraft) -> None:
+    draft.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as saved:
+        assert set(saved.keys()) == TENSORS
+    again = load_draft(str(tmp_path), draft.config.target_digest)
+    assert again.config.target_name == "tiny"
+    assert again.config.rope_parameters == draft.config.rope_parameters
+    embeddings, features = torch.randn(2, 1, 5, 32)
+    assert torch.equal(again(embeddings, features), draft(embeddings, features))
+
+
+def test_equals_its_formula(draft: EagleDraft) -> None:
+    draft = draft.double()
+    embeddings, features = torch.randn(2, 1, 6, 32, dtype=torch.float64)
+    layer, config = draft.layers[0], draft.config
+    hidden = torch.cat((embeddings, features), -1) @ draft.fc.weight.T  # no norm before the attention
+    heads = {
+        name: (hidden @ getattr(layer.self_attn, f"{name}_proj").weight.T).unflatten(-1, (-1, config.head_dim))
+        for name in "qkv"
+    }
+    q, k, v = (heads[name].transpose(1, 2) for name in "qkv")
+    q, k = apply_rotary_pos_emb(q, k, *draft.rotary_emb(hidden, torch.arange(6)[None]))
+    k, v = (part.repeat_interleave(2, dim=1) for part in (k, v))
+    scores = (q @ k.transpose(-1, -2)) / config.head_dim**0.5
+    scores = scores.masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(1), -torch.inf)
+    mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+    hidden = hidden + mixed @ layer.self_attn.o_proj.weight.T
+    expected = hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # and none after the layer
+    assert torch.allclose(draft(embeddings, features), expected, atol=1e-12)
+
+
+def test_a_cache_changes_nothing(draft: EagleDraft) -> None:
+    embeddings, features = torch.randn(2, 1, 6, 32)
+    cache = DynamicCache()
+    parts = [
+        draft(embeddings[:, part], features[:, part], past_key_values=cache) for part in (slice(0, 4), slice(4, 6))
+    ]
+    assert torch.allclose(torch.cat(parts, 1), draft(embeddings, features), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_ends_are_read_without_the_model(tmp_path: Path, kind: str) -> None:
+    model = make_target(kind)
+    model.save_pretrained(tmp_path / "float32", max_shard_size="20KB")  # several files
+    read, whole = TargetEnds.load(str(tmp_path / "float32")), TargetEnds.of(model, "tiny")
+    assert torch.equal(read.embedding, whole.embedding)
+    assert torch.equal(read.head, whole.head)
+    assert (read.head is read.embedding) == (kind == "qwen2")
+    assert read.digest == whole.digest
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+    assert TargetEnds.load(str(tmp_path / "bfloat16")).digest == whole.digest
+
+
+def test_a_draft_for_another_target_is_refused(tmp_path: Path, draft: EagleDraft) -> None:
+    draft.save_pretrained(tmp_path)
+    other = make_target("llama")
+    torch.nn.init.normal_(other.model.norm.weight)
+    with pytest.raises(DraftError, match="another target, tiny"):
+        load_draft(str(tmp_path), TargetEnds.of(other, "other").digest)
+
+
+def test_an_architecture_without_draft_is_refused() -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20))
+    with pytest.raises(DraftError, match="'gpt2'.*llama, qwen2"):
+        TargetEnds.of(gpt2, "gpt2")
+    with pytest.raises(DraftError, match="gpt2"):
+        EagleConfig.of_target(gpt2.config, "gpt2", "")
