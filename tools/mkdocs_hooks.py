@@ -106,7 +106,7 @@ def command_line() -> str:
 def _verbs(level: typer.Typer, *path: str) -> Iterator[tuple[str, ...]]:
     for command in level.registered_commands:
         if command.callback:
-            yield (*path, str(command.callback.__name__))
+            yield (*path, command.name or str(command.callback.__name__))
     for group in level.registered_groups:
         if group.typer_instance:
             yield from _verbs(group.typer_instance, *path, str(group.name))

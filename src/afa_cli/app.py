@@ -9,6 +9,7 @@ import typer
 
 from afa_cli.adapters import inspect, merge
 from afa_cli.chat import chat
+from afa_cli.eagle import eagle_app
 from afa_cli.errors import EXTRA, MissingExtraError, user_errors
 from afa_cli.evaluation import eval_app
 from afa_cli.export import export
@@ -48,6 +49,7 @@ for verb in (sft, grpo, recipes, chat, export, merge, inspect, schedule, reprodu
     app.command()(verb)
 eval_app.command()(harness)
 app.add_typer(eval_app, name="eval")
+app.add_typer(eagle_app, name="eagle")
 
 
 def run() -> None:

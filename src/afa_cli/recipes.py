@@ -11,7 +11,8 @@ import typer
 from afa_cli.errors import NoRecipeError, writing
 from afa_cli.quiet import load_quietly
 
-WORKFLOWS = ("sft", "grpo")  # the first one's recipes are known by their bare names
+WORKFLOWS = ("sft", "grpo", "eagle")  # the first one's recipes are known by their bare names
+VERBS = {"eagle": "eagle train"}  # where the verb that takes a recipe is not the workflow's name
 
 
 def recipes(
@@ -60,7 +61,8 @@ def recipes(
         raise typer.BadParameter(f"{copy} exists already.", param_hint="--copy")
     with writing("--copy", copy), copy.open("x", encoding="utf-8") as file:
         file.write(text)
-    typer.echo(f"Copied to {copy}. Run it: afa {_named(name).parent.name} {copy}")
+    workflow = _named(name).parent.name
+    typer.echo(f"Copied to {copy}. Run it: afa {VERBS.get(workflow, workflow)} {copy}")
 
 
 def find_recipe(name: str, workflow: str = WORKFLOWS[0]) -> Path:
@@ -74,7 +76,8 @@ def find_recipe(name: str, workflow: str = WORKFLOWS[0]) -> Path:
         return path
     other = name.partition("/")[0]
     if other in WORKFLOWS and other != workflow and name in _shipped():
-        raise typer.BadParameter(f"{name} is a recipe of afa {other}: afa {other} {name.partition('/')[2]}")
+        verb = VERBS.get(other, other)
+        raise typer.BadParameter(f"{name} is a recipe of afa {verb}: afa {verb} {name.partition('/')[2]}")
     return _named(_known_as(workflow, name.removeprefix(f"{workflow}/")))
 
 
@@ -83,6 +86,10 @@ def _recipe_schema(workflow: str | None) -> dict[str, Any]:
         from afa_lora.grpo.recipe import Recipe as GrpoRecipe
 
         return GrpoRecipe.model_json_schema()
+    if workflow == "eagle":
+        from afa_lora.eagle.recipe import Recipe as EagleRecipe
+
+        return EagleRecipe.model_json_schema()
     from afa_lora.sft.recipe import Recipe
 
     return Recipe.model_json_schema()

@@ -26,7 +26,7 @@ KEPT = ("ACCELERATE_USE_CPU",)
 
 def reproduce(
     artifact: Annotated[
-        str, typer.Argument(help="table1, table2, table4, figure2, figure3, or a YAML file of that form.")
+        str, typer.Argument(help="table1, table2, table3, table4, figure2, figure3, or a YAML file of that form.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of the scale to change, as key=value.")
@@ -34,7 +34,10 @@ def reproduce(
     scale: Annotated[str, typer.Option("--scale", help="paper, small or tiny.")] = "tiny",
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The folder of the eight tasks, or of GSM8K. The hub's data sets unless given."),
+        typer.Option(
+            "--data",
+            help="The folder of the tasks, or of EAGLE's data; else the hub's.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder for everything. runs/ARTIFACT-SCALE unless given.")
@@ -53,9 +56,10 @@ def reproduce(
     """Repeat a table or a figure of the paper: train its arms, test them, report.
 
     Every arm starts from the same A, sees the same batches, and is a run of afa sft and an evaluation of afa eval; in
-    table2 it sees the same prompts, and is a run of afa grpo. Started again, the same command skips what is done and
-    goes on with what was interrupted. An arm that fails is told, the others go on, and the exit code is 1. On several
-    GPUs, start the same command once for each: each takes the next arm that nobody holds.
+    table2 it sees the same prompts, and is a run of afa grpo; in table3 and figure3 it is a run of afa eagle train and
+    an evaluation of afa eagle eval. Started again, the same command skips what is done and goes on with what was
+    interrupted. An arm that fails is told, the others go on, and the exit code is 1. On several GPUs, start the same
+    command once for each: each takes the next arm that nobody holds.
 
     \b
     Examples:
@@ -68,6 +72,7 @@ def reproduce(
       afa reproduce table2 --scale paper --dry-run
       afa reproduce table2 --scale tiny --arms full,lora,afa-lora-a-s-b
       afa reproduce table2 --scale small --data data/gsm8k model=Qwen/Qwen2.5-0.5B-Instruct
+      afa reproduce table3 --scale tiny --data data
       afa reproduce figure2 --out runs/figure2
     """
     _stand_alone()
@@ -93,7 +98,7 @@ def reproduce(
         return
     out = out or Path("runs") / f"{path.stem}-{scale}"
     experiment = load_experiment(path, scale, out, data, named, _numbers(seeds or ""), overrides or [])
-    (_plan if dry_run else _run)(experiment, console)
+    (_plan if dry_run else run_arms)(experiment, console)
 
 
 def _plan(experiment: Experiment, console: Console) -> None:
@@ -105,6 +110,13 @@ def _plan(experiment: Experiment, console: Console) -> None:
             plans = plan_trainings(experiment, lambda text: None)
         print_trainings(experiment, plans, console)
         return
+    if experiment.suite.workflow == "eagle":
+        from afa_lora.reproduce.eagle_plan import plan_drafts, print_drafts
+
+        with console.status("Planning …"):
+            drafts = plan_drafts(experiment, recipes_folder() / "shapes", lambda text: None)
+        print_drafts(drafts, console)
+        return
     from afa_lora.reproduce.plan import plan_experiment
     from afa_lora.reproduce.plan_text import print_plan
 
@@ -113,7 +125,7 @@ def _plan(experiment: Experiment, console: Console) -> None:
     print_plan(plan, console)
 
 
-def _run(experiment: Experiment, console: Console) -> None:
+def run_arms(experiment: Experiment, console: Console) -> None:
     """Train, test and report; the exit code is 1 if an arm fails."""
     from afa_lora.reproduce.run import run_experiment
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from afa_cli.recipes import find_recipe
+from afa_lora.eagle.recipe import load_recipe as load_eagle_recipe
 from afa_lora.grpo.recipe import load_recipe as load_grpo_recipe
 from afa_lora.sft import load_recipe
 from tests.cli.conftest import Afa
@@ -17,7 +18,8 @@ from tests.cli.conftest import Afa
 PROJECT = Path(__file__).parents[2]
 SFT = sorted(path.stem for path in (PROJECT / "recipes" / "sft").glob("*.yaml"))
 GRPO = sorted(path.stem for path in (PROJECT / "recipes" / "grpo").glob("*.yaml"))
-SHIPPED = [*SFT, *(f"grpo/{name}" for name in GRPO)]
+EAGLE = sorted(path.stem for path in (PROJECT / "recipes" / "eagle").glob("*.yaml"))
+SHIPPED = [*SFT, *(f"grpo/{name}" for name in GRPO), *(f"eagle/{name}" for name in EAGLE)]
 
 
 def test_every_shipped_recipe_is_listed_with_what_it_does_and_is_valid(afa: Afa) -> None:
@@ -28,6 +30,8 @@ def test_every_shipped_recipe_is_listed_with_what_it_does_and_is_valid(afa: Afa)
         load_recipe(find_recipe(name))
     for name in GRPO:
         load_grpo_recipe(find_recipe(name, "grpo"))
+    for name in EAGLE:
+        load_eagle_recipe(find_recipe(name, "eagle"))
 
 
 def test_a_recipe_is_printed_and_copied_but_never_over_another_file(afa: Afa, tmp_path: Path) -> None:

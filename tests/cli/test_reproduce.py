@@ -92,7 +92,7 @@ def test_an_arm_that_fails_makes_the_exit_code_1(afa: Afa, suite: Path, tasks: P
     [
         (
             ["tabel1"],
-            "Choose one of 'figure2', 'figure3', 'table1', 'table2', 'table4'. Did you mean 'table1'?",
+            "Choose one of 'figure2', 'figure3', 'table1', 'table2', 'table3', 'table4'. Did you mean 'table1'?",
         ),
         (["table1", "--scale", "papre"], "Did you mean 'paper'?"),
         (["table1", "--arms", "LoRa,DoRRA"], "--arms='DoRRA' is not known."),

@@ -24,7 +24,7 @@ def load(name: str, scale: str, *overrides: str, **options: Any) -> Experiment:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", ["table1", "table4", "figure3"])
+@pytest.mark.parametrize("name", ["table1", "table4"])
 def test_every_scale_of_every_suite_is_whole(name: str, scale: str) -> None:
     experiment = load(name, scale)
     assert experiment.scale.deviations

@@ -135,6 +135,21 @@ def read_record(record: Mapping[str, Any], system: str | None = None, form: str 
     return Reading(name, samples, left_out)
 
 
+def read_conversation(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of one record of any form of `read_record`, in their order: whole, nothing left out.
+
+    Raises:
+        DataError: as `read_record`; but a conversation without turns, without an answer or with empty turns is none.
+    """
+    form = _find_form(record, None)
+    if form == "sharegpt":
+        return _sharegpt_messages(record)
+    if form == "messages":
+        return _plain_messages(record) if record["messages"] != [] else []
+    ((prompt, answer),) = FORMS[form].read(record, Counter())
+    return [*prompt, {"role": "assistant", "content": answer}]
+
+
 def _rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
     if not columns:
         return record
@@ -216,6 +231,18 @@ def _instruction(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn
 
 
 def _conversation(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn]:
+    messages = _plain_messages(record)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            _text(f"messages[{index}].content", message["content"])
+    turns = _answers(messages, left_out)
+    if not turns:
+        roles = _listed(dict.fromkeys(message["role"] for message in messages))
+        raise DataError(f"'messages' has no assistant message that answers a user's. Its roles are {roles}.")
+    return turns
+
+
+def _plain_messages(record: Mapping[str, Any]) -> list[Message]:
     messages = _messages("messages", record["messages"])
     for index, message in enumerate(messages):
         role = message["role"]
@@ -224,13 +251,7 @@ def _conversation(record: Mapping[str, Any], left_out: Counter[str]) -> list[Tur
                 f"'messages[{index}].role' is {role!r}, which is {ROLES[role]!r} here. {role!r} is a name of the form "
                 "sharegpt, whose column 'conversations' holds turns with 'from' and 'value'."
             )
-        if role == "assistant":
-            _text(f"messages[{index}].content", message["content"])
-    turns = _answers(messages, left_out)
-    if not turns:
-        roles = _listed(dict.fromkeys(message["role"] for message in messages))
-        raise DataError(f"'messages' has no assistant message that answers a user's. Its roles are {roles}.")
-    return turns
+    return messages
 
 
 ROLES = {
@@ -242,16 +263,19 @@ ROLES = {
 
 
 def _sharegpt(record: Mapping[str, Any], left_out: Counter[str]) -> list[Turn]:
+    answers = _answers(_sharegpt_messages(record), left_out)
+    learnt = [(prompt, answer) for prompt, answer in answers if answer.strip() and prompt[-1]["content"].strip()]
+    left_out.update({EMPTY: len(answers) - len(learnt), UNANSWERED: int(not answers)})
+    return learnt
+
+
+def _sharegpt_messages(record: Mapping[str, Any]) -> list[Message]:
     turns = record["conversations"]
     messages = _messages("conversations", turns, "from", "value") if turns else []
     for index, message in enumerate(messages):
         if message["role"] not in ROLES:
             raise DataError(f"'conversations[{index}].from' is {message['role']!r}, which is none of {_listed(ROLES)}.")
-    messages = [{**message, "role": ROLES[message["role"]]} for message in messages]
-    answers = _answers(messages, left_out)
-    learnt = [(prompt, answer) for prompt, answer in answers if answer.strip() and prompt[-1]["content"].strip()]
-    left_out.update({EMPTY: len(answers) - len(learnt), UNANSWERED: int(not answers)})
-    return learnt
+    return [{**message, "role": ROLES[message["role"]]} for message in messages]
 
 
 def _answers(messages: list[Message], left_out: Counter[str]) -> list[Turn]:

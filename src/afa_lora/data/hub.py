@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from datasets import load_dataset
@@ -25,36 +25,48 @@ def read_split(source: HubData, split: str, report: Callable[[str], None]) -> li
             records that `afa_lora.data.forms.read_record` refuses, by their numbers from 0.
     """
     origin = f"{source.name}, split {split!r}"
-    rows = ((f"item {number}", row) for number, row in enumerate(_load(source, split)))
+    rows = ((f"item {number}", row) for number, row in enumerate(load_rows(source.name, source.config, split)))
     records = read_records(origin, rows, source, report)
     if not records:
         raise DataError(f"{origin} holds no records to learn from.")
     return records
 
 
-def _load(source: HubData, split: str) -> Any:
+def load_rows(
+    name: str, config: str | None, split: str, key: str = "data.name", local: str = LOCAL_FOLDER
+) -> Iterable[dict[str, Any]]:
+    """The rows of a split as they are.
+
+    Args:
+        name: the data set's id.
+        config: its configuration, where it has several.
+        split: the split.
+        key: the setting that names the data set, for messages.
+        local: what to do for data on this machine, for messages.
+
+    Raises:
+        DataError: the hub cannot be reached, no such data set, configuration or split, or it cannot be read.
+    """
     try:
-        return load_dataset(source.name, source.config, split=split)
+        rows: Iterable[dict[str, Any]] = load_dataset(name, config, split=split)
     except ConnectionError as error:
         raise DataError(
-            f"data.name={source.name!r}: the hub cannot be reached, and no copy lies in the cache ({error}). "
-            f"{LOCAL_FOLDER}"
+            f"{key}={name!r}: the hub cannot be reached, and no copy lies in the cache ({error}). {local}"
         ) from error
     except FileNotFoundError as error:
         raise DataError(
-            f"data.name={source.name!r} is not found on the hub, and no folder here has that name: {error} "
-            f"Check the spelling; for a private or gated data set, log in with `hf auth login`. {LOCAL_FOLDER}"
+            f"{key}={name!r} is not found on the hub, and no folder here has that name: {error} "
+            f"Check the spelling; for a private or gated data set, log in with `hf auth login`. {local}"
         ) from error
     except ValueError as error:  # no such split or configuration; the message lists those that there are
         text = str(error).partition("\nExample of usage")[0].replace("\n", " ")
-        unknown = split if f'"{split}"' in text else source.config or ""
+        unknown = split if f'"{split}"' in text else config or ""
         hint = closest(unknown, set(re.findall(r"'([^']+)'", text)) - {unknown})
-        raise DataError(
-            f"data.name={source.name!r}, data.config={source.config!r}, split {split!r}: {text}{hint}"
-        ) from error
+        raise DataError(f"{key}={name!r}, data.config={config!r}, split {split!r}: {text}{hint}") from error
     except RuntimeError as error:  # the data set is a Python program, which `datasets` no longer runs
-        raise DataError(f"data.name={source.name!r} cannot be loaded: {error}. {LOCAL_FOLDER}") from error
+        raise DataError(f"{key}={name!r} cannot be loaded: {error}. {local}") from error
     except DatasetsError as error:
         raise DataError(
-            f"data.name={source.name!r}, split {split!r}, cannot be read: {error}: {error.__cause__}. {LOCAL_FOLDER}"
+            f"{key}={name!r}, split {split!r}, cannot be read: {error}: {error.__cause__}. {local}"
         ) from error
+    return rows

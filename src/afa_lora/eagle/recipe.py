@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from transformers import TrainingArguments
 
 from afa_lora.settings import Arguments, Section, read_settings, validate
-from afa_lora.tuning.recipe import TRAIN_KEYS_ELSEWHERE, TRAIN_TYPES, AnnealSettings, TuningRecipe
+from afa_lora.tuning.recipe import (
+    TRAIN_KEYS_ELSEWHERE,
+    TRAIN_TYPES,
+    AnnealSettings,
+    EvaluateSettings,
+    LoadSettings,
+    TuningRecipe,
+)
 
 TrainArguments = Annotated[
     dict[str, Any],
@@ -98,6 +105,43 @@ class Recipe(TuningRecipe):
     def anneals(self) -> bool:
         """Whether the method has an annealed activation."""
         return "afa-" in self.method
+
+    @property
+    def trains_base(self) -> bool:
+        """The draft's own weights are trained by every method."""
+        return True
+
+    @property
+    def less_memory(self) -> list[str]:
+        """Settings that take less memory; the other length takes other features."""
+        length = self.data.max_length // 2
+        return [
+            f"loss.chunk={max(self.loss.chunk // 2, 1)}",
+            f"data.max_length={length} (and afa eagle features again)",
+        ]
+
+    @property
+    def less_memory_in_test(self) -> str:
+        """The setting that takes less memory in a test."""
+        return f"train.per_device_eval_batch_size={max(self.train.get('per_device_eval_batch_size', 8) // 2, 1)}"
+
+    @field_validator("load")
+    @classmethod
+    def _check_load(cls, load: LoadSettings) -> LoadSettings:
+        if load.quantization is not None:
+            raise ValueError(
+                "a draft's own weights are trained, which quantised ones cannot be. Leave quantization out."
+            )
+        return load
+
+    @field_validator("evaluate")
+    @classmethod
+    def _check_evaluate(cls, evaluate: EvaluateSettings) -> EvaluateSettings:
+        if evaluate != EvaluateSettings():
+            raise ValueError(
+                "no answers are generated after a draft's training; afa eagle eval measures it. Leave it out."
+            )
+        return evaluate
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -128,7 +128,9 @@ def _read_tensors(source: str, wanted: tuple[str, ...], name: str, revision: str
         for key, file in files.items():
             path = _file(source, file, revision) if file else None
             if path is None:
-                raise ModelError(f"model={name!r} has no {key} in safetensors. Save the model with save_pretrained first.")
+                raise ModelError(
+                    f"model={name!r} has no {key} in safetensors. Save the model with save_pretrained first."
+                )
             with safe_open(path, framework="pt") as opened:
                 tensors[key] = opened.get_tensor(key)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a number of right answers says about a model, and about the difference between two of them.
+"""What right answers, or other counts, say about a model, and about the difference between two of them.
 
 Every interval is a 95 % one. Bootstraps are percentile bootstraps over test items (Efron and Tibshirani, An
 Introduction to the Bootstrap, chapter 13), resampled within each task; an average is the mean over tasks, each with the
@@ -120,6 +120,53 @@ def paired_test(
     return PairedTest(difference, interval, p_value, *_counts(np.concatenate(by_task)))
 
 
+def bootstrap_ratio_interval(
+    totals_by_task: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The interval of a ratio of sums over items, such as tokens over cycles; the mean over tasks of it.
+
+    Args:
+        totals_by_task: (items, 2) for each task: what an item adds to the numerator, and to the denominator (above 0).
+        seed: of the resampling.
+        resamples: how many.
+
+    Raises:
+        ValueError: there are no items, or one adds nothing to the denominator.
+    """
+    columns = [_totals(totals) for totals in totals_by_task]
+    return _interval(_resampled_ratio(columns, np.random.default_rng(seed), resamples)[:, 0])
+
+
+def paired_ratio_test(
+    a_by_task: Sequence[np.ndarray], b_by_task: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
+) -> PairedTest:
+    """Compare two models by a ratio of sums over the same items.
+
+    The test swaps the two models' totals of an item, where `paired_test` flips the sign of its difference. Wins and
+    losses compare the ratios of single items.
+
+    Args:
+        a_by_task: the first model's totals, as for `bootstrap_ratio_interval`.
+        b_by_task: the same of the second one, the same items in the same order.
+        seed: of the resampling.
+        resamples: how many, of the bootstrap and of the test.
+
+    Raises:
+        ValueError: other numbers of tasks or items, or none; an item adds nothing to a denominator.
+    """
+    pairs = [(_totals(a), _totals(b)) for a, b in zip(a_by_task, b_by_task, strict=True)]
+    if not pairs or any(len(a) != len(b) for a, b in pairs):
+        raise ValueError("The two must have the same items, at least one of each task.")
+    rng = np.random.default_rng(seed)
+    ratios = _resampled_ratio([np.concatenate(pair, axis=1) for pair in pairs], rng, resamples)  # (resamples, 2)
+    swapped = np.mean([_swapped_difference(a, b, rng, resamples) for a, b in pairs], axis=0)  # (resamples,)
+    difference = float(np.mean([_ratio(a.sum(0)) - _ratio(b.sum(0)) for a, b in pairs]))
+    as_large = int(np.sum(np.abs(swapped) >= abs(difference) - TINY))
+    p_value = (as_large + 1) / (resamples + 1)
+    by_item = np.concatenate([_ratio(a) - _ratio(b) for a, b in pairs])
+    return PairedTest(difference, _interval(ratios[:, 0] - ratios[:, 1]), p_value, *_counts(by_item))
+
+
 def seed_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
     """The mean over seeds and its Student-t interval; ``None`` for fewer than two seeds."""
     mean = float(np.mean(values))
@@ -223,6 +270,32 @@ def _flipped_mean(differences: np.ndarray, rng: np.random.Generator, resamples: 
     sizes, times = np.unique(np.abs(differences), return_counts=True)
     positive = rng.binomial(times, 0.5, (resamples, len(sizes)))
     return (2 * positive - times) @ sizes / len(differences)
+
+
+def _totals(totals: np.ndarray) -> np.ndarray:
+    """(items, 2), checked."""
+    checked = np.asarray(totals, dtype=float).reshape(-1, 2)
+    if not len(checked) or not np.all(checked[:, 1] > 0):
+        raise ValueError("There must be items, and each must add to the denominator.")
+    return checked
+
+
+def _ratio(totals: np.ndarray) -> np.ndarray:
+    """(…, 2 · models) to (…, models)."""
+    return totals[..., 0::2] / totals[..., 1::2]
+
+
+def _resampled_ratio(by_task: Sequence[np.ndarray], rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Draw the items of each task anew: (items, 2 · models) for each task to (resamples, models)."""
+    if not by_task:
+        raise ValueError("There are no items.")
+    return np.mean([_ratio(_resampled_average([totals], rng, resamples)) for totals in by_task], axis=0)
+
+
+def _swapped_difference(a: np.ndarray, b: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """The difference of the ratios with each item's totals swapped or not, (resamples,)."""
+    moved = rng.integers(0, 2, (resamples, len(a))) @ (b - a)  # (resamples, 2)
+    return (_ratio(a.sum(0) + moved) - _ratio(b.sum(0) - moved))[:, 0]
 
 
 def _interval(draws: np.ndarray) -> Interval:

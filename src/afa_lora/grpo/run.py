@@ -31,7 +31,7 @@ from afa_lora.tuning.adapter import add_adapter
 from afa_lora.tuning.card import accuracy_text, write_cards
 from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.failures import RunStopped, what_is_kept
-from afa_lora.tuning.folder import RunFolder, accuracy_numbers, write_answers
+from afa_lora.tuning.folder import RunFolder, accuracy_numbers, items_facts, write_answers
 from afa_lora.tuning.loading import load_base
 from afa_lora.tuning.run import TrainingRun
 
@@ -130,7 +130,7 @@ class _Run(TrainingRun):
         dropped = self.drop_long()
         check_settings(recipe, args, self.items)
         if self.main:
-            self.folder.record_start(self.items, self.say)
+            self.folder.record_start(items_facts(self.items), self.say)
         check_optimizer(args, model, max(args.max_steps, 1))
         if model.device.type != args.device.type:
             model.to(args.device)  # type: ignore[arg-type]

@@ -74,9 +74,9 @@ def read_curve(name: str, log_history: Iterable[Mapping[str, float]]) -> Curve:
     )
 
 
-def plot_curves(curves: Sequence[Curve], path: Path) -> None:
+def plot_curves(curves: Sequence[Curve], path: Path, y_label: str = "training loss (nats per token)") -> None:
     """Write a PNG with the losses above and, if anything was annealed, β below; annealing windows are shaded."""
-    figure, panel = figure_over_beta(curves, "training loss (nats per token)")
+    figure, panel = figure_over_beta(curves, y_label)
     for curve in curves:
         panel.plot(*zip(*curve.loss, strict=True), label=curve.name, linewidth=1.5)
     save_figure(figure, path)

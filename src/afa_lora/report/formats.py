@@ -8,6 +8,7 @@ from typing import Any
 MINUS = "−"
 NOTHING = "–"
 AVERAGE = "average"
+POINTS, TOKENS = "points", "tokens"  # what a difference is counted in
 
 
 def share(value: float, decimals: int = 1) -> str:
@@ -15,14 +16,19 @@ def share(value: float, decimals: int = 1) -> str:
     return f"{100 * value:.{decimals}f}".replace("-", MINUS)
 
 
-def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign: ``+1.20``."""
-    return f"{100 * value:+.2f}".replace("-", MINUS)
+def unit_of(comparison: Mapping[str, Any]) -> str:
+    """What the difference is counted in; the numbers say so since there is more than one unit."""
+    return str(comparison.get("unit", POINTS))
 
 
-def points_interval(interval: Sequence[float]) -> str:
+def points(value: float, unit: str = POINTS) -> str:
+    """A difference with its sign: of shares in percentage points ``+1.20``, of accepted tokens ``+0.120``."""
+    return (f"{value:+.3f}" if unit == TOKENS else f"{100 * value:+.2f}").replace("-", MINUS)
+
+
+def points_interval(interval: Sequence[float], unit: str = POINTS) -> str:
     """``−0.40 to +2.80``."""
-    return " to ".join(map(points, interval))
+    return " to ".join(points(bound, unit) for bound in interval)
 
 
 def p_value(value: float) -> str:
@@ -96,7 +102,8 @@ def state(arm: Mapping[str, Any], messages: bool = True) -> str:
 
 def against(comparison: Mapping[str, Any]) -> str:
     """The baseline and the difference to it: ``LoRA +1.20``."""
-    return f"{comparison['baseline']} {points(comparison['difference'])} {on_seeds(comparison)}".rstrip()
+    difference = points(comparison["difference"], unit_of(comparison))
+    return f"{comparison['baseline']} {difference} {on_seeds(comparison)}".rstrip()
 
 
 def paper_gap(arm: Mapping[str, Any]) -> str:

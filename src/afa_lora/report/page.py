@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from afa_lora.report import formats, reward_tables, tables
+from afa_lora.report import accepted_tables, formats, reward_tables, tables
 from afa_lora.report.curves import line_style
 
 PADDING = 0.04  # of an interval plot's width, on both sides
@@ -51,10 +52,12 @@ def render_page(report: Mapping[str, Any], figures: Sequence[Sequence[Figure]]) 
         {
             "numbers": entry,
             "figures": drawn,
-            "plot": _interval_plot(entry["arms"]),
+            "plot": _interval_plot(entry["arms"], math.inf if tables.by_accepted(entry) else 1.0),
             "settings": split_settings(entry["arms"]),
             "legend": tables.legend(entry),
             "rewards": tables.by_rewards(entry),
+            "accepted": accepted_tables.accepted_names(entry) if tables.by_accepted(entry) else [],
+            "drafts": tables.by_accepted(entry),
             "columns": list(dict.fromkeys(column for arm in entry["arms"] for column in arm["paper"])),
         }
         for entry, drawn in zip(report["studies"], figures, strict=True)
@@ -79,7 +82,9 @@ FILTERS = {
         "points_interval",
         "share",
         "state",
+        "unit_of",
     ),
+    accepted_tables: ("accepted", "accepted_cell", "accepted_interval", "accepted_legend"),
     reward_tables: ("equal_groups", "training_gap", "training_interval", "training_reward"),
 }
 
@@ -104,12 +109,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     return pairs
 
 
-def _interval_plot(arms: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """For each slug where low bound, mean and high bound lie on an axis that holds all intervals, in percent of it."""
+def _interval_plot(arms: Sequence[Mapping[str, Any]], most: float) -> dict[str, tuple[float, float, float]]:
+    """For each slug where low bound, mean and high bound lie on an axis that holds all intervals, in percent of it.
+
+    No value is larger than ``most``.
+    """
     averages = {arm["slug"]: arm["accuracy"]["average"] for arm in arms if arm["accuracy"]}
     bounds = {slug: value["interval_95"] or [value["mean"]] * 2 for slug, value in averages.items()}
     low = min((max(0.0, bound[0]) for bound in bounds.values()), default=0.0)
-    high = max((min(1.0, bound[1]) for bound in bounds.values()), default=1.0)
+    high = max((min(most, bound[1]) for bound in bounds.values()), default=1.0)
     width = (high - low) or 1.0
 
     def place(value: float) -> float:

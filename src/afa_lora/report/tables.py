@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from afa_lora.report.accepted_tables import markdown_accepted, terminal_accepted_row
 from afa_lora.report.formats import (
     AVERAGE,
     NOTHING,
@@ -26,7 +27,7 @@ from afa_lora.report.formats import (
 )
 from afa_lora.report.reward_tables import markdown_rewards, steps_legend, terminal_reward_row
 
-UNBROKEN = ("average", "reward", "paper", "p")  # columns of the terminal's table that keep their width
+UNBROKEN = ("average", "accepted", "reward", "paper", "p")  # columns of the terminal's table that keep their width
 HARNESS_HEADS = ("Task", "Metric", "Filter", "Run", "Value", "± standard error", "Items", "Shots", "Task version")
 
 
@@ -35,14 +36,22 @@ def by_rewards(numbers: Mapping[str, Any]) -> bool:
     return numbers.get("workflow") == "grpo"
 
 
+def by_accepted(numbers: Mapping[str, Any]) -> bool:
+    """Whether a study's arms are drafts, compared by the tokens that are accepted."""
+    return numbers.get("workflow") == "eagle"
+
+
 def markdown_table(numbers: Mapping[str, Any]) -> str:
-    """The accuracies of one study as a Markdown table, the paper's in brackets; for GRPO the rewards.
+    """The accuracies of one study as a Markdown table, the paper's in brackets; for GRPO the rewards,
+    for EAGLE the accepted tokens.
 
     Args:
         numbers: of `afa_lora.reproduce.numbers.study_numbers`.
     """
     if by_rewards(numbers):
         return markdown_rewards(numbers, legend(numbers))
+    if by_accepted(numbers):
+        return markdown_accepted(numbers, legend(numbers))
     arms = numbers["arms"]
     with_paper, with_gap = any(arm["paper"] for arm in arms), any(arm["gap_closed"] for arm in arms)
     heads = ["", *(escaped(task["title"]) for task in numbers["tasks"]), "average", "95 % interval"]
@@ -91,7 +100,9 @@ def markdown_report(report: Mapping[str, Any]) -> str:
 def terminal_table(numbers: Mapping[str, Any]) -> Table:
     """What fits a terminal: the averages, or the trainings where nothing is evaluated; empty columns are left out."""
     evaluated = any(arm["accuracy"] for arm in numbers["arms"])
-    row_of = terminal_reward_row if by_rewards(numbers) else _terminal_row if evaluated else _terminal_training_row
+    row_of = _terminal_row if evaluated else _terminal_training_row
+    if by_rewards(numbers) or by_accepted(numbers):
+        row_of = terminal_reward_row if by_rewards(numbers) else terminal_accepted_row
     rows = [row_of(arm) for arm in numbers["arms"]]
     heads = [head for head in rows[0] if any(row[head] for row in rows)] if rows else []
     table = Table("", *heads, title=Text(numbers["title"]), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

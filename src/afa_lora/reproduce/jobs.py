@@ -10,15 +10,21 @@ from typing import Any
 from afa_lora import sft
 from afa_lora.core.errors import InvalidSettingError, unknown_name
 from afa_lora.data.sources import Gsm8kData
+from afa_lora.eagle import recipe as eagle
 from afa_lora.grpo import recipe as grpo
+from afa_lora.reproduce.families import family_of
 from afa_lora.reproduce.runs import EVALUATION, RESULTS, RUN
-from afa_lora.reproduce.scales import GrpoScale, Scale, SftScale, VerlScale
+from afa_lora.reproduce.scales import EagleScale, GrpoScale, Scale, SftScale, VerlScale
 from afa_lora.reproduce.study import ArmSettings, StudySettings
 from afa_lora.reproduce.suite import Suite, merged, read_suite, slug
 from afa_lora.tuning.folder import RunFolder
 from afa_lora.tuning.recipe import TuningRecipe
 
-PARSERS = {"sft": sft.parse_recipe, "grpo": grpo.parse_recipe}
+PARSERS = {"sft": sft.parse_recipe, "grpo": grpo.parse_recipe, "eagle": eagle.parse_recipe}
+
+
+FEATURES = "features"  # of the target, which the arms of EAGLE share
+CONVERSATIONS, QUESTIONS = "conversations", "eagle"  # in the folder of their data
 
 
 @dataclass(frozen=True)
@@ -117,13 +123,14 @@ class Experiment:
     def _describe(self, name: str, recipe: TuningRecipe) -> ArmSettings:
         settings = recipe.model_dump(mode="json", include={*self.scale.recipe_keys})
         del settings["train"]["seed"]
+        settings.get("features", {}).pop("folder", None)
         if not recipe.anneals:
             del settings["anneal"]
         return ArmSettings(
             name=name,
             slug=slug(name),
             method=recipe.method,
-            family=recipe.method.removeprefix("afa-"),  # type: ignore[arg-type]
+            family=family_of(recipe.method),
             settings=settings,
             paper=dict(zip(self.suite.columns, self.suite.arm(name).paper, strict=False)),
         )
@@ -144,7 +151,8 @@ def load_experiment(
         path: the suite's file; its name is the artifact's.
         scale_name: one of its scales.
         folder: where everything will be written.
-        data: the folder of the eight tasks and of ``data.file``, or that of GSM8K; ``None`` takes them from the hub.
+        data: the folder of the eight tasks and of ``data.file``, that of GSM8K, or one with ``conversations`` and
+            ``eagle`` in it; ``None`` takes them from the hub.
         arms: names of arms, or of their folders; the scale's own unless given.
         seeds: the scale's own unless given.
         overrides: settings of the scale to change, such as ``train.learning_rate=1e-4``.
@@ -166,6 +174,8 @@ def load_experiment(
         for name in chosen_arms(suite, arms or scale.arms):
             place = folder / slug(name) / f"seed-{seed}"
             settings = _settings(suite, scale, name, data) | {"output": place / RUN}
+            if isinstance(scale, EagleScale):
+                settings["features"] = {**settings.get("features", {}), "folder": folder / FEATURES}
             settings["train"] = {**settings["train"], "seed": seed}
             jobs.append(Job(name, seed, PARSERS[suite.workflow](settings, f"{path}, arm {name}"), place))
     return Experiment(path.stem, suite, scale_name, scale, folder, data, tuple(jobs))
@@ -203,6 +213,8 @@ def _settings(suite: Suite, scale: Scale, name: str, data: Path | None) -> dict[
     settings["train"] = settings.get("train", {})
     if data is not None:
         settings["data"] |= _placed(scale, data)
+    if isinstance(scale, EagleScale):
+        return settings | {"method": arm.method}
     # What is tested is the arm, once: an adapter is merged in memory or is as good as merged, with β = 0.
     return settings | {
         "method": arm.method,
@@ -211,7 +223,7 @@ def _settings(suite: Suite, scale: Scale, name: str, data: Path | None) -> dict[
     }
 
 
-def _placed(scale: Scale, data: Path) -> dict[str, Path]:
+def _placed(scale: Scale, data: Path) -> dict[str, Any]:
     """Where the data are, as the recipe says it.
 
     Raises:
@@ -221,6 +233,9 @@ def _placed(scale: Scale, data: Path) -> dict[str, Path]:
         return {"folder": data} | ({"file": data / scale.data.file} if scale.data.file is not None else {})
     if isinstance(scale, GrpoScale) and isinstance(scale.data, Gsm8kData):
         return {"folder": data}
+    if isinstance(scale, EagleScale):
+        there = sorted((data / CONVERSATIONS).glob("sharegpt*"))  # other forms may lie beside it
+        return {"conversations": list(map(str, there))} if there else {}
     raise InvalidSettingError(
         f"--data {data}: this scale does not read a folder; its data are said by its settings data.*. Leave it out."
     )

@@ -18,9 +18,12 @@ from afa_lora.evaluation.statistics import (
     seed_interval,
 )
 from afa_lora.report.curves import mean_curve
+from afa_lora.report.formats import POINTS, TOKENS
+from afa_lora.reproduce.accepted import accepted_columns
+from afa_lora.reproduce.families import WITHOUT_ADAPTER, is_baseline
 from afa_lora.reproduce.outcome import outcome
 from afa_lora.reproduce.rewards import paper_gaps, training_rewards
-from afa_lora.reproduce.runs import Scores
+from afa_lora.reproduce.runs import Scores, Workflow
 from afa_lora.reproduce.seeds import common_seeds, compared_seeds, mean_over_seeds
 from afa_lora.reproduce.study import Arm, Study, asked
 
@@ -36,11 +39,13 @@ def study_numbers(study: Study) -> dict[str, Any]:
     Student's over the seeds, with one seed the bootstrap over the items, which ``items_interval_95`` is in any case.
 
     In a study of GRPO ``accuracy`` is that of rewards: of the greedy answers to the test items, the task
-    ``validation``. There each arm has ``training_rewards`` too.
+    ``validation``. There each arm has ``training_rewards`` too. In one of EAGLE drafts it is of accepted tokens: the
+    draft tokens that a cycle has accepted, the mean over a prompt's cycles and over the shapes of decoding, and each
+    arm has them by set and shape as ``accepted``.
     """
     baselines = _baselines(study)
-    arms = [_arm_numbers(arm, baselines, study.workflow == "grpo") for arm in study.arms]
-    _adjust([arm["comparison"] for arm in arms if arm["comparison"] and arm["family"] != "full"])
+    arms = [_arm_numbers(arm, baselines, study.workflow) for arm in study.arms]
+    _adjust([arm["comparison"] for arm in arms if arm["comparison"] and arm["family"] not in WITHOUT_ADAPTER])
     scores = study.scores
     numbers = {
         "artifact": study.artifact,
@@ -54,19 +59,20 @@ def study_numbers(study: Study) -> dict[str, Any]:
         "arms": arms,
         "provenance": _provenance(study),
     }
-    if study.workflow == "grpo":
+    if study.workflow != "sft":
         numbers["workflow"] = study.workflow
     return {**numbers, "outcome": outcome(numbers)}
 
 
 def _baselines(study: Study) -> dict[str, Arm]:
     """The arms that others are compared with: LoRA, DoRA and full fine-tuning, by family."""
-    return {arm.family: arm for arm in study.arms if arm.family and arm.method == arm.family}
+    return {arm.family: arm for arm in study.arms if arm.family and arm.method and is_baseline(arm.method)}
 
 
-def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm], by_rewards: bool) -> dict[str, Any]:
+def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm], workflow: Workflow) -> dict[str, Any]:
     full = baselines.get("full")
-    own = baselines.get("lora", baselines.get("dora")) if arm is full else baselines.get(arm.family or "")
+    alone = arm.family in WITHOUT_ADAPTER
+    own = baselines.get("lora", baselines.get("dora")) if alone else baselines.get(arm.family or "")
     compares = own is not None and own is not arm and bool(common_seeds(arm.scores, own.scores))
     closes = compares and arm is not full and full is not None
     numbers = {
@@ -79,13 +85,15 @@ def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm], by_rewards: bool) -> di
         "unfinished": [{"seed": run.seed, "status": run.status} for run in arm.runs if not run.scores],
         "accuracy": _accuracies(list(arm.scores.values())),
         "unparsed": _unparsed(arm.scores.values()),
-        "comparison": _comparison(arm, own) if compares and own else None,
+        "comparison": _comparison(arm, own, workflow) if compares and own else None,
         "gap_closed": _gap_closed(arm, own, full) if closes and own and full else None,
         "paper": dict(arm.paper),
         "paper_gap_closed": _paper_gap(arm, own, full) if own and own is not arm and full else None,
         "training": _training(arm),
     }
-    if by_rewards:
+    if workflow == "eagle":
+        numbers["accepted"] = accepted_columns(list(arm.scores.values()))
+    if workflow == "grpo":
         others = (own, full) if own and full and arm not in (own, full) else None
         numbers["training_rewards"] = training_rewards(arm, others)
         numbers["paper_gaps_closed"] = paper_gaps(arm, *others) if others else {}
@@ -119,7 +127,7 @@ def _answers(scores: Scores) -> list[np.ndarray]:
     return list(scores.by_task.values())
 
 
-def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
+def _comparison(arm: Arm, baseline: Arm, workflow: Workflow) -> dict[str, Any]:
     """The paired test over items, the seeds averaged; with two or more, also the difference's interval over them."""
     seeds = common_seeds(arm.scores, baseline.scores)
     ours, theirs = ([_answers(side.scores[seed]) for seed in seeds] for side in (arm, baseline))
@@ -130,6 +138,7 @@ def _comparison(arm: Arm, baseline: Arm) -> dict[str, Any]:
     ]
     return {
         "baseline": baseline.name,
+        "unit": TOKENS if workflow == "eagle" else POINTS,
         **compared_seeds(arm, seeds),
         **asdict(test),
         "p_adjusted": test.p_value,

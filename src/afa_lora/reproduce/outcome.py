@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from afa_lora.evaluation.statistics import SIGNIFICANCE
-from afa_lora.report.formats import on_seeds, p_value, points, points_interval
+from afa_lora.report.formats import AVERAGE, on_seeds, p_value, points, points_interval, unit_of
+from afa_lora.reproduce.drafts import UNTRAINED
+from afa_lora.reproduce.families import WITHOUT_ADAPTER, is_baseline
 
 Arm = Mapping[str, Any]
 Comparison = Mapping[str, Any]
@@ -28,7 +31,8 @@ def outcome(numbers: Mapping[str, Any]) -> list[str]:
     for family in ("lora", "dora"):
         group = [arm for arm in arms if arm["family"] == family]
         sentences += _family(group) if any(arm["accuracy"] for arm in group) else []
-    sentences += [_full(arm) for arm in arms if arm["family"] == "full" and arm["comparison"]]
+    sentences += [_full(arm) for arm in arms if arm["family"] in WITHOUT_ADAPTER and arm["comparison"]]
+    sentences += _untrained(arms)
     return sentences + _other_seeds(arms) + _one_seed(numbers) + _unfinished(arms)
 
 
@@ -37,7 +41,7 @@ def _family(group: Sequence[Arm]) -> list[str]:
     compared = [arm for arm in group if arm["comparison"]]
     kind = {"lora": "LoRA", "dora": "DoRA"}[group[0]["family"]]
     if not compared:
-        missing = "AFA arm" if any(arm["method"] == arm["family"] and arm["accuracy"] for arm in group) else "baseline"
+        missing = "AFA arm" if any(is_baseline(arm["method"]) and arm["accuracy"] for arm in group) else "baseline"
         return [f"{kind}: no {missing} is finished, so there is nothing to compare."]
     clear = [arm for arm in compared if _is_clear(arm["comparison"])]
     better = [arm for arm in clear if arm["comparison"]["difference"] > 0]
@@ -75,6 +79,23 @@ def _unsure(some: Sequence[Arm], kind: str) -> str:
     )
 
 
+def _untrained(arms: Sequence[Arm]) -> list[str]:
+    """How the trained drafts stand to the one that all of them begin with."""
+    start = next((arm for arm in arms if arm["slug"] == UNTRAINED), None)
+    trained = [arm for arm in arms if arm["accuracy"] and arm is not start]
+    if start is None or not trained:
+        return []
+    before, after = start["accuracy"][AVERAGE], [arm["accuracy"][AVERAGE] for arm in trained]
+    least = min(after, key=itemgetter("mean"))
+    clear = all(value["items_interval_95"][0] > before["items_interval_95"][1] for value in after)
+    who = "Every trained draft has" if clear else "Not every trained draft has clearly"
+    interval = " to ".join(f"{bound:.3f}" for bound in least["items_interval_95"])
+    return [
+        f"{who} more tokens accepted than the untrained one ({before['mean']:.3f}): at least {least['mean']:.3f} "
+        f"(95 % interval over items {interval})."
+    ]
+
+
 def _full(arm: Arm) -> str:
     comparison = arm["comparison"]
     if _is_clear(comparison):
@@ -102,9 +123,10 @@ def _has_interval(arm: Arm) -> bool:
 def _difference(arm: Arm) -> str:
     """``+1.20 points (95 % interval …, p = …)``."""
     comparison = arm["comparison"]
-    parts = [f"95 % interval over items {points_interval(comparison['interval_95'])}"]
+    unit = unit_of(comparison)
+    parts = [f"95 % interval over items {points_interval(comparison['interval_95'], unit)}"]
     if comparison["seed_interval_95"]:
-        parts.append(f"over {len(comparison['seeds'])} seeds {points_interval(comparison['seed_interval_95'])}")
+        parts.append(f"over {len(comparison['seeds'])} seeds {points_interval(comparison['seed_interval_95'], unit)}")
     adjusted = " adjusted" if comparison["p_adjusted"] != comparison["p_value"] else ""
     parts.append(f"{adjusted.strip()} p {p_value(comparison['p_adjusted'])}".strip())
     return f"{_points(comparison)} ({', '.join(parts)})"
@@ -118,7 +140,8 @@ def _named(arms: Iterable[Arm]) -> str:
 
 def _points(comparison: Comparison) -> str:
     """``+1.20 points``, with the seeds if they are not all."""
-    return " ".join(filter(None, (f"{points(comparison['difference'])} points", on_seeds(comparison))))
+    unit = unit_of(comparison)
+    return " ".join(filter(None, (f"{points(comparison['difference'], unit)} {unit}", on_seeds(comparison))))
 
 
 def _other_seeds(arms: Sequence[Arm]) -> list[str]:

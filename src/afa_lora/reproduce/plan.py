@@ -16,7 +16,7 @@ from afa_lora.data import load_data
 from afa_lora.data.lengths import ItemLength, item_lengths, row_lengths
 from afa_lora.models import EMBEDDED, read_parts
 from afa_lora.reproduce.jobs import Experiment
-from afa_lora.reproduce.scales import PlanSettings, SftScale
+from afa_lora.reproduce.scales import EagleScale, PlanSettings, SftScale
 from afa_lora.settings import RecipeError
 from afa_lora.sft import Recipe
 from afa_lora.sft.checks import training_faults
@@ -108,7 +108,7 @@ def plan_experiment(experiment: Experiment, shapes: Path, report: Callable[[str]
     """
     scale = experiment.scale
     assert isinstance(scale, SftScale)
-    config, tokenizer = _parts(scale, shapes)
+    config, tokenizer = model_parts(scale, shapes)
     recipes = {recipe.method: recipe for recipe in experiment.arms.values() if isinstance(recipe, Recipe)}
     items = _items(experiment, scale, next(iter(recipes.values())), tokenizer, report)
     costs: dict[str, Cost] = {}
@@ -118,7 +118,7 @@ def plan_experiment(experiment: Experiment, shapes: Path, report: Callable[[str]
     return ExperimentPlan(experiment, costs, speed)
 
 
-def _parts(scale: SftScale, shapes: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
+def model_parts(scale: SftScale | EagleScale, shapes: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
     """The model's configuration and its tokenizer; of a model that is not here, the shape that stands in for it."""
     model, shape = scale.model, scale.plan.shape
     if model in EMBEDDED or Path(model).expanduser().is_dir() or shape is None:

@@ -90,11 +90,11 @@ def _costs(plan: ExperimentPlan) -> Table:
         column.justify = "right"
     trainings: Counter[str] = Counter(job.recipe.method for job in plan.experiment.jobs)
     for method, cost in plan.costs.items():
-        times = [_time(cost.hours[device]) for device in devices]
+        times = [hours_text(cost.hours[device]) for device in devices]
         memory = f"{cost.memory / GIB:,.1f} GiB"
         table.add_row(method, str(trainings[method]), f"{cost.steps:,}", f"{cost.tokens:,}", memory, *times)
     table.add_section()
-    table.add_row("all", str(trainings.total()), "", "", "", *(_time(plan.hours(device)) for device in devices))
+    table.add_row("all", str(trainings.total()), "", "", "", *(hours_text(plan.hours(device)) for device in devices))
     return table
 
 
@@ -118,7 +118,8 @@ def _rows(plan: ExperimentPlan) -> Rows:
     return next(iter(plan.costs.values())).rows
 
 
-def _time(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """``3.4 h`` or ``25 min``."""
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 

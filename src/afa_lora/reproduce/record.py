@@ -15,7 +15,8 @@ from afa_lora.reproduce.study import STUDY, read_study
 from afa_lora.settings import differences
 
 HARMLESS = {"title", "paper", "deviations", "seeds", "arms"}  # words, and what a folder may grow by
-HARMLESS_OF_AN_ARM = {"paper", "settings.data.folder", "settings.data.file"}  # `check_data` compares what is in them
+PLACES_OF_DATA = {f"settings.data.{key}" for key in ("folder", "file", "conversations")}  # `check_data` reads them
+HARMLESS_OF_AN_ARM = {"paper", *PLACES_OF_DATA}
 HARMLESS_EVALUATION = {"batch_size"}
 LOCK = ".lock"  # of all that is written beside study.json
 

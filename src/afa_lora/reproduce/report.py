@@ -12,6 +12,7 @@ from afa_lora.report.curves import Curve, beta_svg, lines_svg, loss_svg, mean_cu
 from afa_lora.report.page import Figure, render_page
 from afa_lora.report.rewards import RewardCurve
 from afa_lora.report.tables import markdown_report
+from afa_lora.reproduce.families import WITHOUT_ADAPTER
 from afa_lora.reproduce.numbers import study_numbers
 from afa_lora.reproduce.rewards import mean_reward_curve
 from afa_lora.reproduce.study import Arm, Study, read_findings
@@ -59,8 +60,8 @@ def draw_figures(study: Study) -> list[Figure]:
     trained = [arm for arm in study.arms if arm.name in curves]
     what = "mean reward of the sampled completions" if study.workflow == "grpo" else "training loss"
     figures = []
-    for family in dict.fromkeys(arm.family for arm in trained if arm.family != "full"):
-        group = [arm for arm in trained if arm.family in (family, "full")]
+    for family in dict.fromkeys(arm.family for arm in trained if arm.family not in WITHOUT_ADAPTER):
+        group = [arm for arm in trained if arm.family in (family, *WITHOUT_ADAPTER)]
         name = f"{FAMILIES[family]}: {what}" if family else what.capitalize()
         figures.append(_training_figure(name, group, curves))
     if not figures and trained:

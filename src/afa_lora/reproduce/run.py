@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from afa_lora.core.errors import AfaLoraError
+from afa_lora.eagle.evaluation.run import DraftEvaluationStopped
 from afa_lora.evaluation.commonsense.run import EvaluationStopped
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.report.curves import mean_curve, plot_curves
@@ -53,7 +54,7 @@ def run_experiment(experiment: Experiment, console: Console | None = None) -> di
     Raises:
         StudyError: the folder holds another study, or arms of other data.
         DataError: the data cannot be read.
-        RunInterrupted, EvaluationStopped: Ctrl-C or SIGTERM.
+        RunInterrupted, EvaluationStopped, DraftEvaluationStopped: Ctrl-C or SIGTERM.
     """
     record(experiment)
     runner = _Runner(experiment, console or Console())
@@ -115,7 +116,7 @@ class _Runner:
         remove_leftovers(job.folder)
         try:
             self.work.do(job)
-        except (RunInterrupted, EvaluationStopped):
+        except (RunInterrupted, EvaluationStopped, DraftEvaluationStopped):
             raise
         except (AfaLoraError, torch.OutOfMemoryError) as error:
             self.failures[str(job)] = str(error)

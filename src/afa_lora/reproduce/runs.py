@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ TRAINED_ON = ("train_items", "train_fingerprint")  # the same for the arms of a 
 VALIDATION = "validation"  # the one task of a GRPO training
 
 T = TypeVar("T")
-Workflow = Literal["sft", "grpo"]
+Workflow = Literal["sft", "grpo", "eagle"]
 
 
 class StudyError(AfaLoraError, ValueError):
@@ -83,6 +84,8 @@ class Scores:
         by_task: for each task (items,): whether the answer is right, or its reward; by index.
         unparsed: answers in which nothing was found to judge; ``None`` where nothing was looked for.
         environment: where it was measured.
+        columns: of a draft, by set and shape (prompts,): accepted tokens a cycle. ``by_task`` has their means over the
+            shapes, so that each prompt counts once.
     """
 
     folder: Path
@@ -90,6 +93,7 @@ class Scores:
     by_task: Mapping[str, np.ndarray]
     unparsed: int | None
     environment: Mapping[str, Any]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -125,13 +129,17 @@ def read_seed(seed: int | None, run: Path, evaluation: Path, workflow: Workflow 
     if workflow == "grpo":
         scores = _read_rewards(run) if finished else None
         untested = "no test items"
+    elif workflow == "eagle":
+        done = (evaluation / RESULTS).is_file()
+        scores = _read_accepted(evaluation) if done else None
+        untested = "not measured"
     else:
         done = (evaluation / RESULTS).is_file()
         scores = _scores(read_from(evaluation, read_evaluation)) if done else None
         untested = "evaluation not finished" if evaluation.is_dir() else "not evaluated"
     if scores:
         status = "finished"
-    elif training or (workflow == "sft" and evaluation.is_dir()):
+    elif training or (workflow != "grpo" and evaluation.is_dir()):
         status = untested
     else:
         status = "training not finished" if run.is_dir() else "not started"
@@ -149,7 +157,10 @@ def with_failure(run: SeedRun, place: Path) -> SeedRun:
 def workflow_of(run: Path) -> Workflow:
     """What a folder with a ``recipe.yaml`` is a run of."""
     folder = RunFolder(run)
-    return "grpo" if folder.recipe.is_file() and "rewards" in _read_recipe(folder) else "sft"
+    recipe = _read_recipe(folder) if folder.recipe.is_file() else {}
+    if str(recipe.get("method", "")).startswith("eagle"):
+        return "eagle"
+    return "grpo" if "rewards" in recipe else "sft"
 
 
 def _read_recipe(run: RunFolder) -> dict[str, Any]:
@@ -172,6 +183,7 @@ def _read_training(folder: Path, workflow: Workflow) -> Training:
     results, provenance = read_json(run.results), read_json(run.provenance)
     logged = [entry for entry in read_from(run.metrics, read_metrics) if "loss" in entry]
     tokens = logged[-1].get("num_tokens") if logged else None
+    speed = tokens / logged[-1]["seconds"] if tokens else results.get("tokens_per_second")
     try:
         rewards = None
         if workflow == "grpo":
@@ -180,17 +192,29 @@ def _read_training(folder: Path, workflow: Workflow) -> Training:
         return Training(
             curve=read_curve(folder.name, logged),
             rewards=rewards,
-            tokens_per_second=tokens / logged[-1]["seconds"] if tokens else None,
+            tokens_per_second=speed,
             peak_memory=results["peak_memory_bytes"],
             seconds=results["training_seconds"],
-            own_test=None if rewards else results["accuracy_after"],
-            data={key: provenance[-1]["data"][key] for key in TRAINED_ON},
+            own_test=None if rewards or workflow == "eagle" else results["accuracy_after"],
+            data=_trained_on(provenance[-1]["data"]),
             provenance=provenance[-1],
         )
     except (KeyError, IndexError, TypeError) as error:
         raise StudyError(
             f"{folder} is no run of afa {workflow}, or a damaged one: {error!r} in its results."
         ) from error
+
+
+def _trained_on(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Number and fingerprint of the training items."""
+    if "fingerprint" in data:  # of features or conversations
+        return dict(zip(TRAINED_ON, (data["train_items"], fingerprint_of(data["fingerprint"])), strict=True))
+    return {key: data[key] for key in TRAINED_ON}
+
+
+def fingerprint_of(facts: Any) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over what JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_rewards(folder: Path) -> Scores | None:
@@ -211,6 +235,30 @@ def _read_rewards(folder: Path) -> Scores | None:
         return Scores(folder, settings, by_task, None, results["environment"])
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{folder} is no run of afa grpo, or a damaged one: {error!r} in its results.") from error
+
+
+def _read_accepted(folder: Path) -> Scores:
+    """Of each prompt the mean over its cycles; one without a cycle, whose answer is one token, is left out."""
+    content = read_json(folder / RESULTS)
+    try:
+        columns = {
+            (name, shape): _prompt_means(counts)
+            for name, shapes in content["cycles"].items()
+            for shape, counts in shapes.items()
+        }
+        settings, environment = content["settings"], content["environment"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StudyError(f"{folder} holds no accepted tokens, or damaged ones: {error!r} in its results.") from error
+    by_set = {
+        name: np.mean([values for (of, _), values in columns.items() if of == name], axis=0)
+        for name in content["cycles"]
+    }
+    shown = {f"{name} {shape}": values for (name, shape), values in columns.items()}
+    return Scores(folder, settings, by_set, None, environment, shown)
+
+
+def _prompt_means(counts: dict[str, Any]) -> np.ndarray:
+    return np.array([np.mean(accepted) for _, accepted in sorted(counts.items()) if accepted], dtype=float)
 
 
 def read_json(path: Path) -> Any:

@@ -6,15 +6,19 @@ from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, create_model, field_validator
+from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
 from afa_lora.data import CommonsenseData
+from afa_lora.eagle import recipe as eagle
+from afa_lora.eagle.evaluation.settings import DraftEvaluationSettings
 from afa_lora.evaluation.commonsense import EvaluationSettings
 from afa_lora.grpo import recipe as grpo
 from afa_lora.settings import Arguments, Section
 from afa_lora.sft.recipe import SFT_TYPES
 from afa_lora.tuning.recipe import (
     TRAIN_KEYS_ELSEWHERE,
+    TRAIN_TYPES,
     AdapterArguments,
     AnnealSettings,
     LoadSettings,
@@ -27,6 +31,16 @@ SftArguments = Annotated[
 ]
 GrpoArguments = Annotated[
     dict[str, Any], Arguments(GRPOConfig, "trl.GRPOConfig", {**grpo.TRAIN_KEYS, **OF_AN_ARM}, grpo.GRPO_TYPES)
+]
+
+EagleArguments = Annotated[
+    dict[str, Any],
+    Arguments(
+        TrainingArguments,
+        "transformers.TrainingArguments",
+        {**TRAIN_KEYS_ELSEWHERE, **OF_AN_ARM},
+        TRAIN_TYPES,
+    ),
 ]
 
 
@@ -53,17 +67,24 @@ class GrpoChanges(Changes):
     train: GrpoArguments = Field(default_factory=dict)
 
 
+class EagleChanges(Changes):
+    """The same of a draft's training."""
+
+    train: EagleArguments = Field(default_factory=dict)
+
+
 def section_of(kinds: Iterable[tuple[str, type[Section]]], required: bool = True) -> type[Section]:
     """A section with a key for each name and kind, so that a mistake in it is told with its line."""
     fields: dict[str, Any] = {name: (kind, ... if required else kind()) for name, kind in kinds}
     return create_model("Named", __base__=Section, **fields)
 
 
-def _by_method(kind: type[Changes]) -> type[Section]:
-    return section_of(((name, kind) for name in get_args(Method)), required=False)
+def _by_method(kind: type[Changes], methods: Iterable[str] = get_args(Method)) -> type[Section]:
+    return section_of(((name, kind) for name in methods), required=False)
 
 
 SftMethods, GrpoMethods = _by_method(SftChanges), _by_method(GrpoChanges)
+EagleMethods = _by_method(EagleChanges, get_args(eagle.EagleMethod))
 
 
 class PlanSettings(Section):
@@ -163,6 +184,32 @@ class GrpoScale(Scale):
         return data
 
 
+class EagleScale(Scale):
+    """A scale of a draft's training, tested by the tokens that the target accepts."""
+
+    recipe_keys = (*Scale.recipe_keys, "features", "loss")
+
+    data: eagle.ConversationData
+    features: eagle.FeatureSettings = eagle.FeatureSettings()
+    """As what the target's features are kept, beside the arms, which share them."""
+    loss: eagle.LossSettings = eagle.LossSettings()
+    """What the draft learns."""
+    anneal: eagle.DraftAnnealing = eagle.DraftAnnealing()
+    """The annealed activation; an arm may change parts of it."""
+    train: EagleArguments = Field(default_factory=dict)
+    methods: EagleMethods = EagleMethods()  # type: ignore[valid-type]
+    evaluate: DraftEvaluationSettings = DraftEvaluationSettings()
+    plan: PlanSettings = PlanSettings()
+    """What the plan takes for granted."""
+
+    @field_validator("features")
+    @classmethod
+    def _shared(cls, features: eagle.FeatureSettings) -> eagle.FeatureSettings:
+        if features.folder is not None:
+            raise ValueError("folder must be left out: the arms share the features, which lie beside them")
+        return features
+
+
 class VerlScale(Section):
     """A scale that verl runs, on many GPUs: what it is like stands in the scripts of recipes/verl."""
 
@@ -178,4 +225,6 @@ def scale_kind(workflow: Any, settings: Any) -> type[Section]:
     """The class of a scale with these settings."""
     if workflow == "grpo":
         return VerlScale if isinstance(settings, dict) and "verl" in settings else GrpoScale
+    if workflow == "eagle":
+        return EagleScale
     return SftScale

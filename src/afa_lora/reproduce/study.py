@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from afa_lora.core.errors import closest
+from afa_lora.reproduce.drafts import UNTRAINED
+from afa_lora.reproduce.families import Family
 from afa_lora.reproduce.runs import (
     EVALUATION,
     RESULTS,
@@ -34,9 +36,10 @@ HARNESS = "lm-evaluation-harness"  # the source of its numbers
 DECISIVE = {
     "sft": ("protocol", "prompt", "max_new_tokens", "beams", "data"),
     "grpo": ("rewards", "max_new_tokens", "data"),
+    "eagle": ("target", "shapes", "max_new_tokens", "dtype", "data"),
 }
-EXPLAINING = {"sft": ("tasks", "limit"), "grpo": ("items",)}
-TITLES: dict[Workflow, str] = {"sft": "Runs", "grpo": "GRPO runs"}  # of runs on their own
+EXPLAINING = {"sft": ("tasks", "limit"), "grpo": ("items",), "eagle": ("questions",)}
+TITLES: dict[Workflow, str] = {"sft": "Runs", "grpo": "GRPO runs", "eagle": "EAGLE drafts"}  # of runs on their own
 
 
 class ArmSettings(Section, extra="ignore"):
@@ -47,8 +50,8 @@ class ArmSettings(Section, extra="ignore"):
     slug: str
     """The name of its folder."""
     method: str
-    """A method of ``afa sft`` and ``afa grpo``."""
-    family: Literal["lora", "dora", "full"]
+    """A method of the workflow."""
+    family: Family
     """With which arms it is compared."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What the arm is trained with."""
@@ -183,6 +186,9 @@ def read_study(folder: Path) -> Study:
             for seed, place in places
         )
         arms.append(Arm(**arm.model_dump(), runs=runs))
+    if (folder / UNTRAINED / RESULTS).is_file():  # the draft that all arms begin with; compared with nothing
+        run = read_seed(None, folder / UNTRAINED / RUN, folder / UNTRAINED, read.workflow)
+        arms.insert(0, Arm("Untrained draft", UNTRAINED, None, None, {}, {}, (run,)))
     _check_training_data(folder, arms)
     return _checked(
         Study(

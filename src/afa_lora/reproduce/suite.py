@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, create_model, model_validator
 
 from afa_lora.core.errors import unknown_name
+from afa_lora.reproduce.families import METHODS, AnyMethod, is_baseline
 from afa_lora.reproduce.runs import Workflow
 from afa_lora.reproduce.scales import Scale, VerlScale, scale_kind, section_of
 from afa_lora.settings import RecipeError, Section, read_settings, validate
 from afa_lora.tuning.recipe import AnnealSettings, Method
 
-BASELINES = ("full", "lora", "dora")  # what the annealed arms are compared with
-
 
 class Arm(Section):
     """One row of the table."""
 
-    method: Method
-    """full, lora, dora, afa-lora or afa-dora."""
+    method: AnyMethod
+    """full, lora, dora, afa-lora or afa-dora; of a draft eagle, eagle+lora, eagle+afa-lora, …"""
     anneal: AnnealSettings = AnnealSettings()
     """What differs from the scale's own ``anneal``."""
     paper: list[float] = Field(default_factory=list)
@@ -36,10 +35,11 @@ class Suite(Section):
     paper: str
     """What of the paper is reproduced."""
     workflow: Workflow = "sft"
-    """What an arm is: a run of ``afa sft`` that is tested on the eight commonsense tasks, or one of ``afa grpo``."""
+    """What an arm is: a run of ``afa sft``, tested on the eight commonsense tasks, one of ``afa grpo``, or one of ``afa
+    eagle train``, tested by ``afa eagle eval``."""
     columns: list[str] = Field(default_factory=list)
-    """What the paper's numbers are of: the tasks and ``average``, or for each size of model ``SIZE train`` and
-    ``SIZE validation``."""
+    """What the paper's numbers are of: the tasks and ``average``; for each size of model ``SIZE train`` and
+    ``SIZE validation``; or for each set of questions ``SET SHAPE``."""
     figure: str | None = None
     """The name of a PNG with the loss curves of all arms, if the report is to have that figure beside it."""
     deviations: list[str] = Field(default_factory=list)
@@ -61,7 +61,9 @@ class Suite(Section):
             other = slugs.setdefault(slug(name), name)
             if other != name:
                 raise ValueError(f"arms {other!r} and {name!r} would share the folder {slug(name)}")
-            if arm.method in BASELINES and (other := baselines.setdefault(arm.method, name)) != name:
+            if arm.method not in METHODS.get(self.workflow, get_args(Method)):
+                raise ValueError(f"arms.{name}.method={arm.method} is no method of afa {self.workflow}")
+            if is_baseline(arm.method) and (other := baselines.setdefault(arm.method, name)) != name:
                 raise ValueError(f"arms {other!r} and {name!r} are both of method {arm.method}: it is one baseline")
         for key, scale in self.scales:
             for name in scale.arms:

@@ -5,24 +5,35 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 
+from afa_lora.core.errors import InvalidSettingError
 from afa_lora.data import fingerprint, load_data
 from afa_lora.data.commonsense import CommonsenseItem, read_tests
 from afa_lora.data.commonsense.sets import items_fingerprint
 from afa_lora.data.load import load_prompts
 from afa_lora.data.prompts import drop_long
+from afa_lora.eagle import recipe as eagle
 from afa_lora.evaluation.commonsense import evaluate_commonsense
 from afa_lora.evaluation.loading import load_evaluated
 from afa_lora.grpo import recipe as grpo
 from afa_lora.models import read_parts
-from afa_lora.reproduce.jobs import Experiment, Job
-from afa_lora.reproduce.scales import SftScale
+from afa_lora.reproduce.drafts import UNTRAINED, questions_fingerprint, write_accepted
+from afa_lora.reproduce.jobs import FEATURES, QUESTIONS, Experiment, Job
+from afa_lora.reproduce.runs import StudyError, fingerprint_of
+from afa_lora.reproduce.scales import EagleScale, SftScale
 from afa_lora.sft import Recipe, run_sft
 from afa_lora.tuning.loading import model_options, training_precision, use_chat_template
+
+if TYPE_CHECKING:
+    from afa_lora.eagle.evaluation.questions import Question
+
+ANSWERS = "answers"  # of the target, which the drafts of a study are scored on
 
 
 class Work(Protocol):
@@ -106,7 +117,79 @@ class GrpoWork:
         free_memory()
 
 
-WORK: dict[str, type[SftWork] | type[GrpoWork]] = {"sft": SftWork, "grpo": GrpoWork}
+class EagleWork:
+    """A run of ``afa eagle train`` and an evaluation of ``afa eagle eval``; the arms share features and answers of the
+    target. The arguments are those of `SftWork`."""
+
+    def __init__(self, experiment: Experiment, console: Console, say: Callable[[str], None]) -> None:
+        assert isinstance(experiment.scale, EagleScale)
+        self.experiment, self.asked, self.console, self.say = experiment, experiment.scale.evaluate, console, say
+
+    def fingerprints(self) -> tuple[str | None, str]:
+        from afa_lora.eagle.features import FeatureStore, write_features
+
+        jobs, train = self.experiment.jobs, None
+        tests = questions_fingerprint(self.questions)  # read first: the features take long
+        if not all(job.trained for job in jobs):
+            folder = self.experiment.folder / FEATURES
+            with FileLock(self.experiment.folder / f".{FEATURES}.lock"):
+                write_features(_of_eagle(jobs[0]), self.console)
+            train = fingerprint_of(FeatureStore.open(folder, "train").fingerprint)
+        return train, tests
+
+    def do(self, job: Job) -> None:
+        from afa_lora.eagle.run import run_eagle
+
+        if job.trained:
+            self.say("Trained already.")
+        else:
+            run_eagle(_of_eagle(job), self.console)
+        free_memory()
+        self.evaluate(job)
+
+    def evaluate(self, job: Job) -> None:
+        """Count what the target accepts of the arm's draft and, once for all arms, of the untrained one."""
+        from afa_lora.eagle.evaluation import evaluate_drafts
+
+        drafts = {str(other): str(other.run.path) for other in self.experiment.jobs if other.run.draft.is_dir()}
+        if str(job) not in drafts:
+            raise StudyError(f"{job}: its draft was not merged, so it cannot decode. Train until β is 0.")
+        folder = self.experiment.folder / ANSWERS
+        with FileLock(self.experiment.folder / f".{ANSWERS}.lock"):  # of several processes one after the other
+            given = {UNTRAINED: UNTRAINED, **drafts}
+            model = _of_eagle(job).model
+            found = evaluate_drafts(given, model, self.question_folder, self.asked, folder, self.console)
+            write_accepted(found, UNTRAINED, self.questions, self.experiment.folder / UNTRAINED)
+        write_accepted(found, str(job), self.questions, job.evaluation)
+        free_memory()
+
+    @property
+    def question_folder(self) -> Path:
+        """Where the sets of questions are.
+
+        Raises:
+            InvalidSettingError: no folder was given.
+        """
+        if self.experiment.data is None:
+            raise InvalidSettingError(
+                f"--data is missing: the folder with {QUESTIONS}/SET/question.jsonl, the questions that the drafts are "
+                "measured on. SafeAILab/EAGLE on GitHub has them as eagle/data."
+            )
+        return self.experiment.data / QUESTIONS
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions, the same for every arm."""
+        from afa_lora.eagle.evaluation.questions import load_questions
+
+        return load_questions(self.question_folder, self.asked.sets, self.asked.limit)
+
+
+WORK: dict[str, type[SftWork] | type[GrpoWork] | type[EagleWork]] = {
+    "sft": SftWork,
+    "grpo": GrpoWork,
+    "eagle": EagleWork,
+}
 
 
 def _of_sft(job: Job) -> Recipe:
@@ -116,6 +199,11 @@ def _of_sft(job: Job) -> Recipe:
 
 def _of_grpo(job: Job) -> grpo.Recipe:
     assert isinstance(job.recipe, grpo.Recipe)
+    return job.recipe
+
+
+def _of_eagle(job: Job) -> eagle.Recipe:
+    assert isinstance(job.recipe, eagle.Recipe)
     return job.recipe
 
 

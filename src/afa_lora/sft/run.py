@@ -25,7 +25,7 @@ from afa_lora.sft.trainer import make_trainer, training_arguments
 from afa_lora.tuning.adapter import add_adapter
 from afa_lora.tuning.card import accuracy_text, write_cards
 from afa_lora.tuning.checks import check_optimizer
-from afa_lora.tuning.folder import RunFolder, accuracy_numbers, write_answers
+from afa_lora.tuning.folder import RunFolder, accuracy_numbers, items_facts, write_answers
 from afa_lora.tuning.loading import load_base
 from afa_lora.tuning.run import TrainingRun
 from afa_lora.tuning.trainer import is_sharded
@@ -92,7 +92,7 @@ class _Run(TrainingRun):
         if faults := list(training_faults(args, self.items)):
             raise RecipeError("\n  ".join(["This recipe cannot be run:", *faults]))
         if self.main:
-            self.folder.record_start(self.items, self.say)
+            self.folder.record_start(items_facts(self.items), self.say)
         model: PreTrainedModel | PeftModel
         model, self.tokenizer = load_base(recipe, self.say)
         check_optimizer(args, model, max(args.max_steps, 1))

@@ -46,7 +46,7 @@ def add_adapter(model: PreTrainedModel, recipe: TuningRecipe, config: LoraConfig
         RecipeError: a setting is refused, or a target module is not in the model; the message lists those that are.
     """
     config = config or adapter_config(recipe)
-    _check_targets(model, config.target_modules)
+    check_targets(model, config.target_modules)
     try:
         adapted = get_peft_model(model, config)
     except (TypeError, ValueError) as error:
@@ -67,8 +67,12 @@ def adapted_layers(model: nn.Module) -> Counter[str]:
     )
 
 
-def _check_targets(model: nn.Module, targets: str | Iterable[str] | None) -> None:
-    """Refuse names that match nothing: PEFT leaves them out in silence where another name matches."""
+def check_targets(model: nn.Module, targets: str | Iterable[str] | None) -> None:
+    """Refuse names that match nothing: PEFT leaves them out in silence where another name matches.
+
+    Raises:
+        RecipeError: such a name; the message lists the layers that there are.
+    """
     if targets is None or targets == "all-linear":
         return
     paths = [path for path, _ in model.named_modules()]

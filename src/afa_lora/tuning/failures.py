@@ -48,27 +48,29 @@ def explained(recipe: TuningRecipe, checkpoints: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         raise RunInterrupted(f"Interrupted. {what_is_kept(checkpoints)}") from None
     except (OSError, RuntimeError, SafetensorError, MemoryError) as error:
-        if _is_full_disk(error):
+        if is_full_disk(error):
             _remove_unfinished(checkpoints)
             free = shutil.disk_usage(recipe.output).free / GIB
             raise RunStopped(
                 f"The disk is full: writing to {recipe.output} failed ({_first_line(error)}; {free:.1f} GiB are free). "
                 f"Free some space or set train.save_total_limit=2. {what_is_kept(checkpoints)}"
             ) from error
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise RunStopped(
                 f"Out of memory ({_first_line(error)}). {_kept(checkpoints)} {_less_memory(recipe, checkpoints)}"
             ) from error
         raise
 
 
-def _is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: Exception) -> bool:
+    """Whether writing has failed because there is no room."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return not isinstance(error, torch.OutOfMemoryError) and any(text in str(error) for text in NO_SPACE)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, the machine's or the accelerator's, was exhausted."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
@@ -105,14 +107,9 @@ def _less_memory(recipe: TuningRecipe, checkpoints: Path) -> str:
         )
     if recipe.train.get("gradient_checkpointing") is False:
         remedies.append("train.gradient_checkpointing=true (slower)")
-    key, default = recipe.longest
-    length = recipe.train.get(key, default)
-    remedies.append(f"train.{key}={length // 2 if length else default}")
-    if recipe.load.quantization is None and recipe.method != "full":
-        remedies.append("load.quantization=4bit")
+    remedies.extend(recipe.less_memory)
     elsewhere = " In a run with another output: they change the training." if newest(checkpoints) else ""
-    test = f" If it came in a test: evaluate.batch_size={max(recipe.evaluate.batch_size // 2, 1)}."
-    return f"Change one of: {'; '.join(remedies)}.{elsewhere}{test}"
+    return f"Change one of: {'; '.join(remedies)}.{elsewhere} If it came in a test: {recipe.less_memory_in_test}."
 
 
 def _now(recipe: TuningRecipe, key: str) -> str:

@@ -26,6 +26,7 @@ from afa_lora.tuning.recipe import TuningRecipe, dump_recipe
 HARMLESS = {
     "output",  # the folder itself, spelt in another way
     *("data.folder", "data.file"),  # what is read there is compared by its fingerprint
+    *("features.folder", "features.batch_tokens", "features.shard_megabytes"),  # so are these
     "merge",
     "evaluate.batch_size",
     *(f"train.{key}" for key in ("save_total_limit", "save_steps", "save_strategy", "per_device_eval_batch_size")),
@@ -75,6 +76,16 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def draft(self) -> Path:
+        """The trained draft of EAGLE, merged."""
+        return self.path / "draft"
+
+    @property
+    def unmerged(self) -> Path:
+        """A draft of EAGLE with its adapter, where it was not merged."""
+        return self.path / "unmerged"
+
+    @property
     def curves(self) -> Path:
         """Loss and β over training."""
         return self.path / "curves.png"
@@ -121,14 +132,20 @@ class RunFolder:
         if self.results.is_file():
             raise RecipeError(
                 f"output={str(self.path)!r} holds a finished run{other}{listed}Choose another output, or remove that "
-                f"folder. To look at the run: afa chat {self.path}"
+                f"folder. {self._to_look_at_it}"
             )
-        if changes and (newest(self.checkpoints) or self.adapter.exists() or self.model.exists()):
+        made = (self.adapter, self.model, self.draft, self.unmerged)
+        if changes and (newest(self.checkpoints) or any(part.exists() for part in made)):
             raise RecipeError(
                 f"output={str(self.path)!r} holds an interrupted run of another recipe.{listed}Choose another output, "
                 "remove that folder, or give the same settings again to go on."
             )
         return not changes
+
+    @property
+    def _to_look_at_it(self) -> str:
+        is_draft = self.draft.exists() or self.unmerged.exists()
+        return f"Its numbers: {self.results}" if is_draft else f"To look at the run: afa chat {self.path}"
 
     @contextmanager
     def claimed(self, recipe: TuningRecipe) -> Iterator[bool]:
@@ -153,18 +170,16 @@ class RunFolder:
             write_atomic(self.recipe, dump_recipe(recipe))
             yield goes_on
 
-    def record_start(self, items: Items, say: Callable[[str], None]) -> None:
+    def record_start(self, data: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Add this start of the run to its provenance; packages that have changed since the last one are said.
+
+        Args:
+            data: counts and fingerprints of what is trained and tested on, as `items_facts` gives them.
+            say: takes a line.
 
         Raises:
             RecipeError: data or number of processes are others than at an earlier start, under the same recipe.
         """
-        data = {
-            "train_items": len(items.train),
-            "train_fingerprint": fingerprint(items.train),
-            "test_items": len(items.test),
-            "test_fingerprint": fingerprint(items.test),
-        }
         starts = json.loads(self.provenance.read_text(encoding="utf-8")) if self.provenance.is_file() else []
         if starts and starts[-1]["data"] != data:
             raise RecipeError(
@@ -193,11 +208,23 @@ class RunFolder:
         write_atomic(self.results, json.dumps(there, indent=2) + "\n")
 
 
+def items_facts(items: Items) -> dict[str, Any]:
+    """What a run's provenance says of its items."""
+    return {
+        "train_items": len(items.train),
+        "train_fingerprint": fingerprint(items.train),
+        "test_items": len(items.test),
+        "test_fingerprint": fingerprint(items.test),
+    }
+
+
 def print_files(folder: RunFolder, console: Console) -> None:
     """Print where the files of a run lie, those of them that there are."""
     for label, path in (
         ("adapter", folder.adapter),
         ("model", folder.model),
+        ("draft", folder.draft),
+        ("unmerged", folder.unmerged),
         ("curves", folder.curves),
         ("answers", folder.answers),
         ("results", folder.results),

@@ -47,25 +47,25 @@ def training_precision(recipe: TuningRecipe) -> Precision:
     """Choose the dtypes from the recipe and, where it leaves them open, from the hardware.
 
     ``train.bf16`` and ``train.fp16`` say what is computed in, ``load.dtype`` says what the weights are kept in, and
-    each stands in for the other. With the method ``full`` the weights stay float32 unless ``load.dtype`` says
-    otherwise: the steps of an optimizer are too small for the 8 bits of bfloat16.
+    each stands in for the other. Base weights that are trained stay float32 unless ``load.dtype`` says otherwise: the
+    steps of an optimizer are too small for the 8 bits of bfloat16.
 
     Raises:
         RecipeError: float16 where it cannot be trained with.
     """
     device = training_device(recipe)
     hardware, reason = hardware_dtype(device)
-    if device == "cpu" and hardware == torch.float32:
+    if device == "cpu" and hardware == torch.float32 and not recipe.trains_base:
         reason += "; load.dtype=bfloat16 halves the memory of the weights"
     named = None if recipe.load.dtype == "auto" else getattr(torch, recipe.load.dtype)
     asked = _asked_for(recipe.train)
     compute = asked or named or hardware
-    weights = named or (torch.float32 if recipe.method == "full" else compute)
+    weights = named or (torch.float32 if recipe.trains_base else compute)
     if torch.float16 in (compute, weights) and device == "cpu":
         raise RecipeError("load.dtype=float16 and train.fp16 need a GPU. On this CPU use float32 or bfloat16.")
-    if weights == torch.float16 and recipe.method == "full":
+    if weights == torch.float16 and recipe.trains_base:
         raise RecipeError(
-            "load.dtype=float16 with method=full: the loss scaling of float16 needs float32 weights. "
+            f"load.dtype=float16 with method={recipe.method}: the loss scaling of float16 needs float32 weights. "
             "Use load.dtype=float32 and train.fp16=true."
         )
     if asked or named:

@@ -133,6 +133,26 @@ class TuningRecipe(Section):
         """Whether the method has an annealed activation."""
         return self.method.startswith("afa-")
 
+    @property
+    def trains_base(self) -> bool:
+        """Whether the method trains the base weights themselves."""
+        return self.method == "full"
+
+    @property
+    def less_memory(self) -> list[str]:
+        """Settings that take less memory, most effective first; batch and gradient checkpointing aside."""
+        key, default = self.longest
+        length = self.train.get(key, default)
+        remedies = [f"train.{key}={length // 2 if length else default}"]
+        if self.load.quantization is None and not self.trains_base:
+            remedies.append("load.quantization=4bit")
+        return remedies
+
+    @property
+    def less_memory_in_test(self) -> str:
+        """The setting that takes less memory in a test."""
+        return f"evaluate.batch_size={max(self.evaluate.batch_size // 2, 1)}"
+
 
 class RunData(Section):
     """What the ``data`` of all workflows have."""

@@ -48,7 +48,7 @@ def measure_speed(work: Work, device: str) -> Speed:
     """
     cut = _cut(work.products, LARGEST_SIDE.get(device, LARGEST_SIDE_ELSEWHERE))
     share = BUDGET / (len(cut) + 1)
-    seconds = sum(flops / _product_rate(product, device, share) for product, flops in cut.items())
+    seconds = sum(flops / product_rate(product, device, share) for product, flops in cut.items())
     rate = sum(cut.values()) / seconds
     bandwidth = _bandwidth(work.moved // max(work.others, 1), device, share)
     return Speed(device, rate, bandwidth, work.flops / rate + work.moved / bandwidth)
@@ -63,7 +63,8 @@ def _cut(products: Mapping[Product, int], largest: int) -> Counter[Product]:
     return flops
 
 
-def _product_rate(product: Product, device: str, seconds: float) -> float:
+def product_rate(product: Product, device: str, seconds: float) -> float:
+    """Additions and multiplications a second of one matrix product, timed for so many seconds."""
     copies, rows, inner, columns, dtype = product
     left = torch.randn(copies, rows, inner, device=device).to(dtype)
     right = torch.randn(copies, inner, columns, device=device).to(dtype)

@@ -1,0 +1,157 @@
+"""What a draft is trained on: features that were written before, or a target that runs along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from afa_lora.eagle.alignment import counts
+from afa_lora.eagle.conversations import ConversationDataset, data_fingerprint, load_conversations
+from afa_lora.eagle.features import FeatureError, FeatureStore
+from afa_lora.eagle.features.index import SPLITS
+from afa_lora.eagle.model import DraftError, EagleDraft, load_draft
+from afa_lora.eagle.recipe import Recipe
+from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.templates import marked_template
+from afa_lora.models import ModelError, load_model, read_parts
+from afa_lora.tuning.checks import reporting_faults
+from afa_lora.tuning.loading import model_options
+from afa_lora.tuning.trainer import is_sharded
+
+DraftData = FeatureStore | ConversationDataset
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The data of a training.
+
+    Attributes:
+        train: items as `afa_lora.eagle.alignment.collate` takes them.
+        test: the same, held out; ``None`` if there are none.
+        facts: counts and fingerprints, for the run's provenance.
+    """
+
+    train: DraftData
+    test: DraftData | None
+    facts: dict[str, Any]
+
+
+def open_sources(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -> Sources:
+    """Open the recipe's features or, if it keeps none, read its conversations.
+
+    Args:
+        recipe: its ``data`` and ``features`` are read.
+        ends: of the target.
+        say: takes a line for each thing that is read.
+
+    Raises:
+        AfaLoraError: there are no features, or they are of another target, other data or damaged; a conversation
+            cannot be read.
+    """
+    folder = recipe.features.folder
+    if folder is None:
+        return _conversations(recipe, say)
+    train, test = (FeatureStore.open(folder, split, ends) for split in SPLITS)
+    train.check_data(recipe.data)
+    _check_template(recipe, train)
+    say(f"Features of {len(train):,} conversations to train on and {len(test):,} to test on, from {folder}.")
+    facts = {"train_items": len(train), "test_items": len(test), "fingerprint": train.fingerprint}
+    return Sources(train, test if len(test) else None, facts)
+
+
+def _check_template(recipe: Recipe, store: FeatureStore) -> None:
+    digest = marked_template(_tokenizer(recipe), recipe.data.chat_template).digest
+    if digest != store.fingerprint["chat_template"]:
+        raise FeatureError(
+            f"features.folder={str(store.folder)!r} holds features of conversations in another chat template than that "
+            "of this model or of data.chat_template. Give the same one, or write features into another folder."
+        )
+
+
+def _conversations(recipe: Recipe, say: Callable[[str], None]) -> Sources:
+    train, test = load_conversations(recipe.data, _tokenizer(recipe), say)
+    facts = {"train_items": len(train), "test_items": len(test), "fingerprint": data_fingerprint(train, test)}
+    return Sources(ConversationDataset(train), ConversationDataset(test) if test else None, facts)
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    tokenizer = read_parts(recipe.model, **model_options(recipe)).tokenizer
+    if tokenizer is None:
+        raise ModelError(f"model={recipe.model!r} has no tokenizer, so conversations cannot be read.")
+    return tokenizer
+
+
+def running_target(recipe: Recipe, dtype: torch.dtype, say: Callable[[str], None]) -> PreTrainedModel | None:
+    """The target, frozen, if it has to run along; it is on the CPU.
+
+    Args:
+        recipe: its ``model`` and ``features`` are read.
+        dtype: of its weights.
+        say: takes a line if something takes long.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if recipe.features.folder is not None:
+        return None
+    target, _ = load_model(recipe.model, report=say, dtype=dtype, **model_options(recipe))
+    return target.requires_grad_(False).eval()
+
+
+def first_draft(recipe: Recipe, ends: TargetEnds, dtype: torch.dtype) -> EagleDraft:
+    """The draft that the training begins with: a new one, or the recipe's ``start``.
+
+    Raises:
+        DraftError: ``start`` is no draft, or one for another target.
+    """
+    if recipe.start is None:
+        return ends.new_draft(dtype)
+    draft = load_draft(recipe.start, ends.digest, dtype=dtype)
+    if draft.config.hidden_size != ends.config.hidden_size:
+        raise DraftError(
+            f"start={recipe.start!r} is a draft with {draft.config.hidden_size} numbers a feature, and "
+            f"model={recipe.model!r} has {ends.config.hidden_size}. Give a draft that was trained for this target."
+        )
+    draft.config.target_name, draft.config.target_digest = ends.name, ends.digest
+    return draft
+
+
+def count(data: DraftData) -> tuple[int, int]:
+    """Tokens of the conversations, and positions whose loss counts; features are not read for it."""
+    tokens = positions = 0
+    for said in _assistant_masks(data):
+        tokens += len(said)
+        positions += int(counts(said).sum())
+    return tokens, positions
+
+
+def _assistant_masks(data: DraftData) -> Iterator[Tensor]:
+    if isinstance(data, ConversationDataset):
+        yield from (data[index]["assistant"] for index in range(len(data)))
+        return
+    plan = data.index.splits[data.split]
+    for shard in plan.shards:
+        with safe_open(data.folder / shard.file, framework="pt") as opened:
+            yield from opened.get_tensor("assistant").split([plan.lengths[item] for item in shard.items])
+
+
+def faults(recipe: Recipe, args: TrainingArguments, sources: Sources) -> Iterator[str]:
+    """What the training would refuse, or do wrong in silence."""
+    if sources.test is None and recipe.train.get("eval_strategy", "no") != "no":
+        yield (
+            f"train.eval_strategy={recipe.train['eval_strategy']!r} needs held-out conversations, and there are none. "
+            "Raise data.test_items, or set train.eval_strategy=no."
+        )
+    if not args.average_tokens_across_devices:
+        yield "train.average_tokens_across_devices=false: the loss is a mean over all positions. Leave it out."
+    if args.fp16 and recipe.loss.value_clip:
+        yield "train.fp16=true scales the gradients that loss.value_clip cuts. Use train.bf16, or loss.value_clip=null."
+    if is_sharded(args):
+        yield "train.fsdp: a draft has one layer, so there is nothing to shard. Leave it out: several processes do DDP."
+    yield from reporting_faults(args)
