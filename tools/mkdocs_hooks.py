@@ -24,6 +24,7 @@ from mkdocs.structure.pages import Page
 from typer.testing import CliRunner
 
 from afa_cli.app import app
+from afa_lora.eagle.recipe import Recipe as EagleRecipe
 from afa_lora.grpo.recipe import Recipe as GrpoRecipe
 from afa_lora.settings import Arguments, Section
 from afa_lora.sft.recipe import Recipe
@@ -194,4 +195,5 @@ GENERATED: dict[str, Callable[[], str]] = {
     "command line": command_line,
     "recipe keys": recipe_keys,
     "GRPO recipe keys": lambda: recipe_keys(GrpoRecipe),
+    "EAGLE recipe keys": lambda: recipe_keys(EagleRecipe),
 }

@@ -90,7 +90,7 @@ def test_a_draft_for_another_target_is_refused(tmp_path: Path, draft: EagleDraft
 
 def test_an_architecture_without_draft_is_refused() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20))
-    with pytest.raises(DraftError, match="'gpt2'.*llama, qwen2"):
+    with pytest.raises(DraftError, match=r"'gpt2'.*llama, qwen2"):
         TargetEnds.of(gpt2, "gpt2")
     with pytest.raises(DraftError, match="gpt2"):
         EagleConfig.of_target(gpt2.config, "gpt2", "")

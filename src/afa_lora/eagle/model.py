@@ -11,11 +11,11 @@ target's (`afa_lora.eagle.target.TargetEnds`): the draft neither holds nor saves
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import Cache, LlamaConfig, PretrainedConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaPreTrainedModel, LlamaRotaryEmbedding
 
@@ -93,13 +93,13 @@ class EagleDraft(LlamaPreTrainedModel):
     config_class = EagleConfig
     config: EagleConfig
     base_model_prefix = ""
-    _keys_to_ignore_on_load_unexpected = [r"embed_tokens", r"lm_head"]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"embed_tokens", r"lm_head"]
 
     def __init__(self, config: EagleConfig) -> None:
         super().__init__(config)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)  # vLLM's has no bias
         layer = LlamaDecoderLayer(config, layer_idx=0)
-        layer.input_layernorm = nn.Identity()
+        layer.input_layernorm = nn.Identity()  # type: ignore[assignment]
         self.layers = nn.ModuleList([layer])
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -161,7 +161,7 @@ def check_architecture(config: PretrainedConfig, name: str) -> None:
     """
     if config.model_type not in TARGETS:
         raise DraftError(
-            f"model={name!r} is of the architecture {config.model_type!r}. A draft can be made for {', '.join(TARGETS)}."
+            f"model={name!r} is of the architecture {config.model_type!r}. Drafts can be made for {', '.join(TARGETS)}."
         )
 
 
@@ -178,22 +178,18 @@ def load_draft(folder: str, target_digest: str | None = None, **options: Any) ->
     """
     given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **options}
     try:
-        draft, found = EagleDraft.from_pretrained(folder, output_loading_info=True, **given)
+        loaded: Any = EagleDraft.from_pretrained(folder, output_loading_info=True, **given)
     except (OSError, ValueError, RuntimeError) as error:
         raise DraftError(f"draft={folder!r}: no draft can be loaded from there: {error}") from error
-    if missing := sorted(found["missing_keys"]):
+    draft: EagleDraft = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
         raise DraftError(
-            f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged draft. "
-            "Give the folder draft/ of a run of afa eagle train."
+            f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged "
+            "draft. Give the folder draft/ of a run of afa eagle train."
         )
     if target_digest is not None and draft.config.target_digest not in (None, target_digest):
         raise DraftError(
             f"draft={folder!r} was trained for another target, {draft.config.target_name}. Its features mean nothing "
             "to this one. Give that target, or train a draft for this one."
         )
-    draft.eval()
-    loaded: EagleDraft = draft
-    return loaded
-
-
-__all__ = ["ADAPTED_LAYERS", "TARGETS", "DraftError", "EagleConfig", "EagleDraft", "check_architecture", "load_draft"]
+    return draft.eval()

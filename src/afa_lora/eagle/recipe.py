@@ -17,6 +17,7 @@ from afa_lora.tuning.recipe import (
     EvaluateSettings,
     LoadSettings,
     TuningRecipe,
+    UserPath,
 )
 
 TrainArguments = Annotated[
@@ -40,7 +41,7 @@ class ConversationData(Section):
     """How many more to hold out for the loss and the accuracy; a twentieth, at most 100, unless given."""
     max_length: PositiveInt = 2048
     """Longer conversations are cut at so many tokens, and counted."""
-    chat_template: Path | None = None
+    chat_template: UserPath | None = None
     """A Jinja file in the place of the target's own chat template, with marks of what the assistant says:
     ``{% generation %} … {% endgeneration %}``."""
 
@@ -48,7 +49,7 @@ class ConversationData(Section):
 class FeatureSettings(Section):
     """Where the target's features are kept."""
 
-    folder: Path | None = None
+    folder: UserPath | None = None
     """The folder that afa eagle features writes and afa eagle train reads; without it the target runs along in the
     training, which needs no disk and takes the target's time in every epoch."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

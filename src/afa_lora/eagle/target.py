@@ -47,9 +47,9 @@ class TargetEnds:
             DraftError: its architecture has no draft here.
         """
         check_architecture(model.config, name)
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        digest = _digest(model.base_model.norm.weight, embedding, head)
-        return cls(name, model.config, embedding.detach(), head.detach(), digest)
+        parts: Any = model.base_model.norm, model.get_input_embeddings(), model.get_output_embeddings()
+        norm, embedding, head = (part.weight.detach() for part in parts)
+        return cls(name, model.config, embedding, head, _digest(norm, embedding, head))
 
     @classmethod
     def load(cls, name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TargetEnds:
@@ -90,23 +90,24 @@ class TargetEnds:
 
     def new_draft(self, dtype: torch.dtype = torch.float32) -> EagleDraft:
         """An untrained draft for this target, on the CPU."""
-        draft = EagleDraft(EagleConfig.of_target(self.config, self.name, self.digest))
-        return draft.to(dtype)
+        draft: nn.Module = EagleDraft(EagleConfig.of_target(self.config, self.name, self.digest))
+        draft.to(dtype)
+        assert isinstance(draft, EagleDraft)
+        return draft
 
 
-def features_of(target: PreTrainedModel, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def features_of(target: PreTrainedModel, tokens: Tensor) -> Tensor:
     """The target's features, without a gradient.
 
     Args:
         target: a causal language model.
-        tokens: (batch, length).
-        attention_mask: (batch, length), 0 for padding.
+        tokens: (batch, length); padding on the right is seen by nothing that stands before it.
 
     Returns:
         (batch, length, hidden), in the target's dtype.
     """
     with torch.no_grad():
-        output = target.base_model(input_ids=tokens, attention_mask=attention_mask, use_cache=False)
+        output = target.base_model(input_ids=tokens, use_cache=False)
     features: Tensor = output.last_hidden_state
     return features
 

@@ -109,7 +109,7 @@ def plan_drafts(experiment: Experiment, shapes: Path, report: Callable[[str], No
     config, tokenizer = model_parts(scale, shapes)
     conversations = _conversations(experiment, scale, tokenizer, report)
     recipes = {recipe.method: recipe for recipe in experiment.arms.values() if isinstance(recipe, Recipe)}
-    costs = {method: _cost(recipe, config, conversations) for method, recipe in recipes.items()}
+    costs: dict[str, DraftCost] = {method: _cost(recipe, config, conversations) for method, recipe in recipes.items()}
     rates, speed = _rates(scale.plan, config)
     size = torch.finfo(getattr(torch, scale.features.dtype)).bits // 8
     disk = conversations.tokens * config.hidden_size * size

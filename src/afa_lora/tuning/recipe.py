@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from peft import LoraConfig
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from afa_lora.core.activation import ACTIVATIONS, get_activation
 from afa_lora.core.placement import PLACEMENTS, normalise_placement
@@ -31,6 +40,17 @@ TRAIN_TYPES = {
     "dataloader_num_workers": NonNegativeInt,
 }
 SPELLINGS = [*PLACEMENTS, *(name.replace("σ", "s") for name in PLACEMENTS)]
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()  # the trainer's configuration would do it for the checkpoints alone
+    except RuntimeError as error:
+        raise ValueError(f"the home folder of {path.parts[0]!r} is not known. Write the whole path.") from error
+
+
+UserPath = Annotated[Path, AfterValidator(_expand_home)]
+"""A path in which ``~`` is the user's home."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Method = Literal["full", "lora", "dora", "afa-lora", "afa-dora"]
 
@@ -103,7 +123,7 @@ class TuningRecipe(Section):
     """A hub id, a local folder, or smollm2-135m."""
     method: Method = "afa-lora"
     """full, lora, dora, afa-lora or afa-dora."""
-    output: Path
+    output: UserPath
     """The folder for checkpoints, adapter, merged model, curves and results."""
     data: Section
     """What to train and to test on."""
@@ -119,14 +139,6 @@ class TuningRecipe(Section):
     """The check of generated answers."""
     merge: bool = True
     """Whether to write the merged model beside the adapter."""
-
-    @field_validator("output")
-    @classmethod
-    def _expand_home(cls, folder: Path) -> Path:
-        try:
-            return folder.expanduser()  # `SFTConfig` would do it for the checkpoints alone
-        except RuntimeError as error:
-            raise ValueError(f"the home folder of {folder.parts[0]!r} is not known. Write the whole path.") from error
 
     @property
     def anneals(self) -> bool:

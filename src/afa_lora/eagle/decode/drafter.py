@@ -6,6 +6,7 @@ It needs no target: with recorded features and tokens it proposes what it would 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from transformers import DynamicCache
 from afa_lora.core.errors import InvalidSettingError
 from afa_lora.eagle.decode import chance
 from afa_lora.eagle.decode.cache import keep_entries
-from afa_lora.eagle.decode.shapes import DynamicTree, Shape, longest_path, static_levels
+from afa_lora.eagle.decode.plan import plan
+from afa_lora.eagle.decode.shapes import DynamicTree, Shape, longest_path
 from afa_lora.eagle.decode.stats import Stopwatch
 from afa_lora.eagle.decode.tree import DraftTree, tree_mask
 from afa_lora.eagle.model import EagleDraft
@@ -52,7 +54,7 @@ class Drafter:
         sample: draw the proposals of a chain or a static tree from the draft's distribution, without replacement;
             otherwise they are the most probable ones. Those of a dynamic tree are the most probable ones in any case.
         process: applied to the draft's logits.
-        watch: counts the time of the forwards.
+        watch: counts the time of the forwards; none is counted unless given.
 
     Raises:
         InvalidSettingError: a node of the shape has more children than there are tokens.
@@ -70,7 +72,7 @@ class Drafter:
     ) -> None:
         self.draft, self.ends, self.shape = draft, ends, shape
         self.sample, self.process = sample, process
-        self.watch = watch or Stopwatch(ends.embedding.device)
+        self.watch = watch
         self.depth = longest_path(shape)
         vocabulary = len(ends.head)
         if not isinstance(shape, DynamicTree) and (width := max(map(max, shape.paths)) + 1) > vocabulary:
@@ -92,7 +94,7 @@ class Drafter:
             tokens: (n,), the token that follows each; the last one is the root of the next tree.
         """
         embeddings = self.ends.embed(tokens)[None]
-        with self.watch.time("draft"):
+        with self._timed():
             predicted = self.draft(embeddings, features[None], past_key_values=self.cache)
         self.length += len(tokens)
         self._root = predicted[0, -1:]
@@ -124,35 +126,25 @@ class Drafter:
 
     def _static(self, frontier: _Frontier, room: int) -> DraftTree:
         assert not isinstance(self.shape, DynamicTree)
-        device = frontier.features.device
+        layout = plan(self.shape.paths, room, frontier.features.device)
         tokens: list[Tensor] = []
-        parents: list[int] = []
-        rows: list[int] = [0]
         distributions: list[Tensor] = []
-        levels = static_levels(self.shape.paths, room)
-        expanded = 1
-        for level in levels:
+        for level in layout.levels:
             scores = self._log_probabilities(frontier)
             if self.sample:
                 distributions.append(scores.exp())
                 proposed = chance.draw_distinct(distributions[-1], level.width)
             else:
                 proposed = scores.topk(level.width, dim=-1).indices
-            places = torch.tensor((level.parents, level.ranks), device=device)
-            tokens.append(proposed[places[0], places[1]])
-            parents += level.parent_nodes
-            numbers = {place: expanded + number for number, place in enumerate(level.expanded)}
-            rows += [numbers.get(place, -1) for place in range(len(level.parents))]
-            expanded += len(numbers)
-            if level.expanded:
-                chosen = torch.tensor(level.expanded, device=device)
-                frontier = self._step(frontier, tokens[-1][chosen], places[0][chosen])
+            tokens.append(proposed[level.parents, level.ranks])
+            if len(level.expanded):
+                frontier = self._step(frontier, tokens[-1][level.expanded], level.parents[level.expanded])
         return DraftTree(
             tokens=torch.cat(tokens),
-            parents=torch.tensor(parents, device=device),
-            depth=len(levels),
+            parents=layout.parents,
+            depth=len(layout.levels),
             probabilities=torch.cat(distributions) if self.sample else None,
-            rows=tuple(rows) if self.sample else (),
+            rows=layout.rows if self.sample else (),
         )
 
     def _dynamic(self, frontier: _Frontier, room: int) -> DraftTree:
@@ -186,22 +178,21 @@ class Drafter:
         visible = torch.cat((frontier.visible[parents], itself), 1)
         paths = torch.cat((frontier.paths[parents], tokens[:, None]), 1)
         position = self.length + frontier.paths.shape[1]
-        mask = self._mask(visible)
+        mask = tree_mask(visible, frontier.features.new_zeros(self.length))
         embeddings = self.ends.embed(tokens)[None]
         positions = torch.full((1, len(tokens)), position, device=tokens.device)
-        with self.watch.time("draft"):
+        with self._timed():
             predicted = self.draft(
                 embeddings, frontier.features[parents][None], mask, positions, past_key_values=self.cache
             )
         return _Frontier(predicted[0], visible, paths)
 
-    def _mask(self, visible: Tensor) -> Tensor:
-        past = torch.zeros(self.length, dtype=self.ends.embedding.dtype, device=visible.device)
-        return tree_mask(visible, past)
+    def _timed(self) -> AbstractContextManager[None]:
+        return self.watch.time("draft") if self.watch is not None else nullcontext()
 
     def _log_probabilities(self, frontier: _Frontier) -> Tensor:
         """(nodes, vocabulary) of what follows each node, in float32."""
-        with self.watch.time("draft"):
+        with self._timed():
             logits = self.ends.logits(frontier.features)
         scores = logits.float()
         if self.process is not None:

@@ -36,7 +36,8 @@ def acceptance(target: Tensor, draft: Tensor, tokens: Sequence[int]) -> tuple[Te
         rest = (target - draft).clamp(min=0)
         total = rest.sum()
         target = torch.where(total > 0, rest / total, target)  # p = q: there is no refusal
-        draft = draft.index_fill(0, torch.tensor([token], device=draft.device), 0)
+        draft = draft.clone()
+        draft[token] = 0
         draft = draft / draft.sum().clamp(min=smallest)
     return torch.stack(rates), target
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
-from collections import Counter
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -141,48 +139,6 @@ def parse_shape(text: str) -> Shape:
             given[key.strip()] = _integer(value, text)
         return DynamicTree(**given)
     raise InvalidSettingError(f"shape={text!r} is not known. Give {FORMS}.{closest(kind, KINDS)}")
-
-
-@dataclass(frozen=True)
-class Level:
-    """The nodes of a static tree at one depth, in the order of their paths.
-
-    Attributes:
-        parents: of each node, its parent's place among those of the level above that have children.
-        ranks: of each node.
-        expanded: the places of those nodes that have children.
-        parent_nodes: of each node, its parent's number in the whole tree, -1 for the root.
-        width: the most children that a node of the level above has.
-    """
-
-    parents: tuple[int, ...]
-    ranks: tuple[int, ...]
-    expanded: tuple[int, ...]
-    parent_nodes: tuple[int, ...]
-    width: int
-
-
-@lru_cache
-def static_levels(paths: tuple[Path, ...], room: int) -> tuple[Level, ...]:
-    """A static tree by depth, cut at the depth ``room``."""
-    kept = sorted({path for path in paths if len(path) <= room}, key=lambda path: (len(path), path))
-    numbers: dict[Path, int] = {(): -1} | {path: number for number, path in enumerate(kept)}
-    children = Counter(path[:-1] for path in kept)
-    levels: list[Level] = []
-    above: list[Path] = [()]
-    for _, group in itertools.groupby(kept, key=len):
-        nodes = list(group)
-        levels.append(
-            Level(
-                parents=tuple(above.index(path[:-1]) for path in nodes),
-                ranks=tuple(path[-1] for path in nodes),
-                expanded=tuple(place for place, path in enumerate(nodes) if children[path]),
-                parent_nodes=tuple(numbers[path[:-1]] for path in nodes),
-                width=max(path[-1] for path in nodes) + 1,
-            )
-        )
-        above = [path for path in nodes if children[path]]
-    return tuple(levels)
 
 
 def longest_path(shape: Shape) -> int:

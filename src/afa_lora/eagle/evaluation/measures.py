@@ -72,7 +72,7 @@ def token_totals(prompts: Sequence[PromptCounts], bonus: bool) -> Totals:
 
     Args:
         prompts: of one set.
-        bonus: all tokens that the cycles gave (the paper's average accepted tokens, EAGLE's τ), or only those that the
+        bonus: all tokens that the cycles gave (EAGLE's τ), or only those that the
             draft proposed.
     """
     rows = [(p.tokens if bonus else sum(p.accepted), len(p.accepted)) for p in prompts if p.accepted]
