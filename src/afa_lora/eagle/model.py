@@ -11,7 +11,7 @@ target's (`afa_lora.eagle.target.TargetEnds`): the draft neither holds nor saves
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,6 @@ class EagleDraft(LlamaPreTrainedModel):
     config_class = EagleConfig
     config: EagleConfig
     base_model_prefix = ""
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"embed_tokens", r"lm_head"]
 
     def __init__(self, config: EagleConfig) -> None:
         super().__init__(config)
