@@ -110,6 +110,11 @@ def test_an_unfinished_run_names_its_newest_sealed_checkpoint(tmp_path: Path) ->
         assert f"afa sft {run / 'recipe.yaml'}" in str(refused.value)
 
 
+def test_the_run_of_a_draft_is_told_from_an_adapters(tmp_path: Path) -> None:
+    with pytest.raises(NoAdapterError, match="EAGLE draft.*afa eagle export"):
+        locate(save_recipe(tmp_path / "run", method="eagle+afa-lora"))
+
+
 def test_a_run_of_the_whole_model_has_no_adapter(tmp_path: Path) -> None:
     run = save_recipe(tmp_path / "run", method="full")
     save_checkpoint(run, 6, sealed=True)

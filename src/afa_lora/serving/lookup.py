@@ -143,7 +143,10 @@ def _nothing_in(path: Path) -> str:
         return (
             f"{path} holds no {CONFIG_NAME}, nor a folder adapter/ with one: neither an adapter nor a run of afa sft."
         )
-    if _read_recipe(recipe).get("method") == "full":
+    method = str(_read_recipe(recipe).get("method"))
+    if method.startswith("eagle"):
+        return f"{path} is the run of an EAGLE draft. afa eagle export writes it for others, afa eagle eval measures it."
+    if method == "full":
         if (path / "model" / "config.json").is_file():
             model = path / "model"
             return f"{path} is a run with method=full, which has no adapter: the trained model is already in {model}."
