@@ -23,7 +23,7 @@ from afa_lora.eagle.trainer import EagleTrainer, make_trainer, training_argument
 from afa_lora.files import folder_atomic
 from afa_lora.peft.checkpoint import with_beta
 from afa_lora.peft.model import AfaLoraModel
-from afa_lora.report.curves import Curve, plot_curves, read_curve
+from afa_lora.report.curves import DRAFT_LOSS, Curve, plot_curves, read_curve
 from afa_lora.running.metrics import TEST
 from afa_lora.settings import RecipeError
 from afa_lora.tuning.checks import check_optimizer
@@ -32,7 +32,6 @@ from afa_lora.tuning.loading import model_options, training_precision
 from afa_lora.tuning.run import PROBE_ITEMS, TrainingRun
 
 PROBE_LENGTH = 64  # positions of a conversation on which merged and unmerged draft are compared
-LOSS_LABEL = "training loss (features and tokens)"
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class _Run(TrainingRun):
         report = self.finish_draft(draft, tuner, ends, target, sources)
         result = _result(self, trainer, test, seconds, peak_memory, report)
         if self.main:
-            plot_curves([result.curve], self.folder.curves, LOSS_LABEL)
+            plot_curves([result.curve], self.folder.curves, DRAFT_LOSS)
             self.folder.write_results(_numbers(recipe, result))
         return result
 

@@ -22,6 +22,8 @@ INK, SHADE = "#0000ff", "#0000fe"
 LINES = tuple(f"#0000{number:02x}" for number in range(16, 25))
 CSS_COLOURS = {INK: "currentColor", SHADE: "var(--shade)"} | {c: f"var(--line-{i})" for i, c in enumerate(LINES)}
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1))  # in turn, once the colours are used up
+LOSS_IN_NATS = "training loss (nats per token)"
+DRAFT_LOSS = "training loss (features and tokens)"
 SMOOTHED = 50  # a line of an SVG has no more bends than that
 
 
@@ -74,11 +76,15 @@ def read_curve(name: str, log_history: Iterable[Mapping[str, float]]) -> Curve:
     )
 
 
-def plot_curves(curves: Sequence[Curve], path: Path, y_label: str = "training loss (nats per token)") -> None:
+def plot_curves(curves: Sequence[Curve], path: Path, y_label: str = LOSS_IN_NATS) -> None:
     """Write a PNG with the losses above and, if anything was annealed, β below; annealing windows are shaded."""
     figure, panel = figure_over_beta(curves, y_label)
     for curve in curves:
-        panel.plot(*zip(*curve.loss, strict=True), label=curve.name, linewidth=1.5)
+        noisy = len(curve.loss) > 2 * SMOOTHED
+        line = smoothed(curve.loss) if noisy else curve.loss
+        (drawn,) = panel.plot(*zip(*line, strict=True), label=curve.name, linewidth=1.5)
+        if noisy:  # the steps one by one behind their means
+            panel.plot(*zip(*curve.loss, strict=True), color=drawn.get_color(), alpha=0.2, linewidth=0.6)
     save_figure(figure, path)
 
 
@@ -120,9 +126,9 @@ def smoothed(points: Sequence[tuple[int, float]], bends: int = SMOOTHED) -> list
     return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
 
 
-def loss_svg(curves: Sequence[Curve], styles: Sequence[int]) -> str:
+def loss_svg(curves: Sequence[Curve], styles: Sequence[int], y_label: str = LOSS_IN_NATS) -> str:
     """The losses as inline SVG, smoothed, each curve in the line style of its number; annealing windows are shaded."""
-    return lines_svg([smoothed(curve.loss) for curve in curves], styles, curves, "training loss (nats per token)")
+    return lines_svg([smoothed(curve.loss) for curve in curves], styles, curves, y_label)
 
 
 def beta_svg(curves: Sequence[Annealed], styles: Sequence[int]) -> str:

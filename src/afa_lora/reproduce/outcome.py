@@ -32,7 +32,8 @@ def outcome(numbers: Mapping[str, Any]) -> list[str]:
         group = [arm for arm in arms if arm["family"] == family]
         sentences += _family(group) if any(arm["accuracy"] for arm in group) else []
     sentences += [_full(arm) for arm in arms if arm["family"] in WITHOUT_ADAPTER and arm["comparison"]]
-    sentences += _untrained(arms)
+    if numbers.get("workflow") == "eagle":
+        sentences += _untrained(arms)
     return sentences + _other_seeds(arms) + _one_seed(numbers) + _unfinished(arms)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afa_lora.report.curves import Curve, beta_svg, lines_svg, loss_svg, mean_curve, smoothed
+from afa_lora.report.curves import DRAFT_LOSS, LOSS_IN_NATS, Curve, beta_svg, lines_svg, loss_svg, mean_curve, smoothed
 from afa_lora.report.page import Figure, render_page
 from afa_lora.report.rewards import RewardCurve
 from afa_lora.report.tables import markdown_report
@@ -17,6 +17,7 @@ from afa_lora.reproduce.numbers import study_numbers
 from afa_lora.reproduce.rewards import mean_reward_curve
 from afa_lora.reproduce.study import Arm, Study, read_findings
 
+LOSS_LABELS = {"sft": LOSS_IN_NATS, "eagle": DRAFT_LOSS}
 FAMILIES = {"lora": "LoRA", "dora": "DoRA"}
 
 
@@ -59,31 +60,32 @@ def draw_figures(study: Study) -> list[Figure]:
     curves = {arm.name: curve for arm in study.arms if arm.trainings and (curve := _curve(arm))}
     trained = [arm for arm in study.arms if arm.name in curves]
     what = "mean reward of the sampled completions" if study.workflow == "grpo" else "training loss"
+    label = LOSS_LABELS.get(study.workflow, "")
     figures = []
     for family in dict.fromkeys(arm.family for arm in trained if arm.family not in WITHOUT_ADAPTER):
         group = [arm for arm in trained if arm.family in (family, *WITHOUT_ADAPTER)]
         name = f"{FAMILIES[family]}: {what}" if family else what.capitalize()
-        figures.append(_training_figure(name, group, curves))
+        figures.append(_training_figure(name, group, curves, label))
     if not figures and trained:
-        figures.append(_training_figure(what.capitalize(), trained, curves))
+        figures.append(_training_figure(what.capitalize(), trained, curves, label))
     annealed = [curve for curve in curves.values() if curve.window]
     return [*figures, _beta_figure(annealed)] if annealed else figures
 
 
-def _training_figure(name: str, arms: Sequence[Arm], curves: Mapping[str, Curve | RewardCurve]) -> Figure:
+def _training_figure(name: str, arms: Sequence[Arm], curves: Mapping[str, Curve | RewardCurve], label: str) -> Figure:
     drawn = [curves[arm.name] for arm in arms]
     mean = ", the mean over the seeds" if any(len(arm.trainings) > 1 for arm in arms) else ""
     caption = f"{name}{mean}, smoothed."
     if any(curve.window for curve in drawn):
         caption += " Shaded: the steps with β\N{NO-BREAK SPACE}>\N{NO-BREAK SPACE}0."
     legend = tuple((curve.name, style) for style, curve in enumerate(drawn))
-    return Figure(caption, _training_svg(drawn), legend)
+    return Figure(caption, _training_svg(drawn, label), legend)
 
 
-def _training_svg(curves: Sequence[Curve | RewardCurve]) -> str:
+def _training_svg(curves: Sequence[Curve | RewardCurve], label: str) -> str:
     losses = [curve for curve in curves if isinstance(curve, Curve)]
     if losses:
-        return loss_svg(losses, range(len(losses)))
+        return loss_svg(losses, range(len(losses)), label)
     rewards = [smoothed(curve.reward) for curve in curves if isinstance(curve, RewardCurve)]
     return lines_svg(rewards, range(len(rewards)), curves, "mean reward")
 

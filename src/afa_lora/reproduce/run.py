@@ -26,7 +26,7 @@ from afa_lora.report.rewards import plot_rewards
 from afa_lora.report.tables import terminal_table
 from afa_lora.reproduce.jobs import Experiment, Job
 from afa_lora.reproduce.record import LOCK, check_data, record
-from afa_lora.reproduce.report import make_report
+from afa_lora.reproduce.report import LOSS_LABELS, make_report
 from afa_lora.reproduce.rewards import mean_reward_curve
 from afa_lora.reproduce.runs import FAILURE, RESULTS
 from afa_lora.reproduce.study import Study, read_study
@@ -157,7 +157,8 @@ def _plot(study: Study, path: Path) -> None:
         rewards = {name: [t.rewards.curve for t in trainings if t.rewards] for name, trainings in trained.items()}
         plot_rewards([mean_reward_curve(name, curves) for name, curves in rewards.items()], path)
     else:
-        plot_curves([mean_curve(name, [t.curve for t in trainings]) for name, trainings in trained.items()], path)
+        curves = [mean_curve(name, [t.curve for t in trainings]) for name, trainings in trained.items()]
+        plot_curves(curves, path, LOSS_LABELS[study.workflow])
 
 
 @contextmanager

@@ -145,7 +145,9 @@ def _nothing_in(path: Path) -> str:
         )
     method = str(_read_recipe(recipe).get("method"))
     if method.startswith("eagle"):
-        return f"{path} is the run of an EAGLE draft. afa eagle export writes it for others, afa eagle eval measures it."
+        return (
+            f"{path} is the run of an EAGLE draft. afa eagle export writes it for others, afa eagle eval measures it."
+        )
     if method == "full":
         if (path / "model" / "config.json").is_file():
             model = path / "model"

@@ -98,14 +98,14 @@ def evaluate_drafts(
         progress.speed_estimate_period = SPEED_OVER
         asked = EvaluatedTarget(target, settings.dtype, say)
         loaded = load_drafts(drafts, asked.ends)
-        bar = progress.add_task("record", total=None, note=f"greedy answers of {target}")
+        bar = progress.add_task("record", total=None, note=f"greedy answers of {target}", visible=False)
         record = record_answers(
             asked,
             questions,
             settings.max_new_tokens,
             folder / RECORD,
             check_weights=settings.live,
-            start=lambda missing: progress.update(bar, total=missing),
+            start=lambda missing: progress.update(bar, total=missing, visible=missing > 0),
             advance=lambda: progress.advance(bar),
         )
         work = _Work(asked, record, questions, settings.max_new_tokens, folder / COUNTS, progress)
@@ -192,8 +192,14 @@ class _Work:
         key = {"what": what, "weights": draft.weights} | ({} if shape is None else {"shape": _shape_key(shape)})
         key |= {"hardware": self._target.hardware} if what == "live" else {}
         title = " ".join(filter(None, (draft.name, "n-α" if shape is None else str(shape))))
-        bar = self._progress.add_task("decode" if what == "live" else "replay", total=len(self._questions), note=title)
-        return Counts(self._folder, key).fill(self._record, self._questions, count, lambda: self._progress.advance(bar))
+        kind = "decode" if what == "live" else "replay"
+        bar = self._progress.add_task(kind, total=len(self._questions), note=title, visible=False)
+
+        def shown(question: Question) -> Entry:  # no bar for what was counted before
+            self._progress.update(bar, visible=True)
+            return count(question)
+
+        return Counts(self._folder, key).fill(self._record, self._questions, shown, lambda: self._progress.advance(bar))
 
 
 def _sum(parts: Sequence[_P]) -> _P:
