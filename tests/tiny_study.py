@@ -133,3 +133,20 @@ def tiny_grpo_suite(model: Path, prompts: Path) -> dict[str, Any]:
             }
         },
     }
+
+
+def save_tiny_drafts_data(folder: Path) -> Path:
+    """Twelve conversations, and two sets of three questions each, in the folder of a study of EAGLE drafts."""
+    conversations = folder / "conversations" / "sharegpt_tiny"
+    conversations.mkdir(parents=True)
+    turns = [{"human": f"Say {n} twice.", "gpt": f"{n} {n}"} for n in range(12)]
+    rows = [
+        {"id": f"{n}_0", "conversations": [{"from": who, "value": text} for who, text in turn.items()]}
+        for n, turn in enumerate(turns)
+    ]
+    (conversations / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("red", "blue"):
+        questions = [{"question_id": n, "turns": [f"{name} {n}?", "And more?"][: 1 + n % 2]} for n in range(3)]
+        (folder / "eagle" / name).mkdir(parents=True)
+        (folder / "eagle" / name / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return folder

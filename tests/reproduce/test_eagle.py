@@ -19,6 +19,7 @@ from afa_lora.reproduce.run import run_experiment
 from afa_lora.reproduce.runs import StudyError
 from afa_lora.reproduce.study import read_study
 from afa_lora.settings import RecipeError, dump_yaml
+from tests.tiny_study import save_tiny_drafts_data
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "recipes"
@@ -32,20 +33,7 @@ Load = Callable[..., Experiment]
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Conversations and two sets of three questions each."""
-    folder = tmp_path / "data"
-    conversations = folder / "conversations" / "sharegpt_tiny"
-    conversations.mkdir(parents=True)
-    turns = [{"human": f"Say {n} twice.", "gpt": f"{n} {n}"} for n in range(12)]
-    rows = [
-        {"id": f"{n}_0", "conversations": [{"from": who, "value": text} for who, text in turn.items()]}
-        for n, turn in enumerate(turns)
-    ]
-    (conversations / "part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("red", "blue"):
-        questions = [{"question_id": n, "turns": [f"{name} {n}?", "And more?"][: 1 + n % 2]} for n in range(3)]
-        (folder / "eagle" / name).mkdir(parents=True)
-        (folder / "eagle" / name / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    return folder
+    return save_tiny_drafts_data(tmp_path / "data")
 
 
 @pytest.fixture
