@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, load_draft
+from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, load_draft, same_target
 from afa_lora.eagle.target import TargetEnds, features_of
 from tests.eagle.conftest import make_target
 
@@ -94,3 +94,26 @@ def test_an_architecture_without_draft_is_refused() -> None:
         TargetEnds.of(gpt2, "gpt2")
     with pytest.raises(DraftError, match="gpt2"):
         EagleConfig.of_target(gpt2.config, "gpt2", "")
+
+
+@pytest.mark.parametrize("place", ["layers.0.self_attn.v_proj", "layers.1.mlp.down_proj"])
+def test_a_fine_tuned_target_is_another_one(tmp_path: Path, draft: EagleDraft, place: str) -> None:
+    """As merging a LoRA adapter leaves it: norm, embedding and output layer are as they were."""
+    draft.save_pretrained(tmp_path / "draft")
+    for kind in ("llama", "qwen2"):
+        model = make_target(kind)
+        before = TargetEnds.of(model, "tiny").digest
+        torch.nn.init.normal_(model.base_model.get_submodule(place).weight, std=0.2)
+        model.save_pretrained(tmp_path / kind)
+        tuned = TargetEnds.load(str(tmp_path / kind)).digest
+        assert tuned == TargetEnds.of(model, "tiny").digest
+        assert not same_target(before, tuned)
+        with pytest.raises(DraftError, match="another target"):
+            load_draft(str(tmp_path / "draft"), tuned)
+
+
+def test_layers_that_cannot_be_read_are_no_difference(ends: TargetEnds) -> None:
+    of_ends = ends.digest.partition(":")[0] + ":"
+    assert same_target(of_ends, ends.digest)
+    assert same_target(None, ends.digest)
+    assert not same_target("0" * 32 + ":", ends.digest)

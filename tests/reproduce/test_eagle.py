@@ -90,7 +90,7 @@ def said(experiment: Experiment) -> str:
 
 
 @pytest.mark.parametrize(("suite", "arms"), [("table3", 5), ("figure3", 2)])
-@pytest.mark.parametrize("scale", ["paper", "small", "tiny"])
+@pytest.mark.parametrize("scale", ["paper", "small", "tiny", "quickstart"])
 def test_the_shipped_suites_have_the_papers_arms(suite: str, scale: str, arms: int) -> None:
     experiment = load_experiment(RECIPES / "reproduce" / f"{suite}.yaml", scale, Path("out"))
     assert len(experiment.suite.arm_names) == arms
@@ -115,7 +115,9 @@ def test_a_study_is_trained_measured_reported_and_skipped_when_done(load: Load) 
     for job, arm in zip(experiment.jobs, arms, strict=True):
         cycles = json.loads((job.evaluation / "results.json").read_text())["cycles"]
         by_shape = {
-            (name, shape): np.array([np.mean(counts) for _, counts in sorted(cycles[name][shape].items()) if counts])
+            (name, shape): np.array(
+                [np.mean(one["accepted"]) for _, one in sorted(cycles[name][shape].items()) if one["accepted"]]
+            )
             for name in ("red", "blue")
             for shape in SHAPES
         }
@@ -123,6 +125,11 @@ def test_a_study_is_trained_measured_reported_and_skipped_when_done(load: Load) 
             column = arm["accepted"][f"{name} {shape}"]
             assert column["mean"] == pytest.approx(values.mean())
             assert column["interval_95"] == pytest.approx(bootstrap_interval(values))
+            assert column["pooled_with_bonus"] > column["pooled"]
+            if job.arm != "EAGLE + LoRA":
+                assert column["comparison"]["baseline"] == "EAGLE + LoRA"
+                other = arms[1]["accepted"][f"{name} {shape}"]["mean"]
+                assert column["comparison"]["difference"] == pytest.approx(column["mean"] - other)
         prompts = [(by_shape[name, SHAPES[0]] + by_shape[name, SHAPES[1]]) / 2 for name in ("red", "blue")]
         means[job.arm] = np.array([values.mean() for values in prompts])
         assert arm["accuracy"]["average"]["mean"] == pytest.approx(means[job.arm].mean())

@@ -164,6 +164,12 @@ def check_architecture(config: PretrainedConfig, name: str) -> None:
         )
 
 
+def same_target(one: str | None, other: str | None) -> bool:
+    """Whether two digests of `afa_lora.eagle.target.TargetEnds` can be of one target; a part that is missing may be."""
+    pairs = zip((one or ":").split(":"), (other or ":").split(":"), strict=True)
+    return all(not mine or not theirs or mine == theirs for mine, theirs in pairs)
+
+
 def load_draft(folder: str, target_digest: str | None = None, **options: Any) -> EagleDraft:
     """Load a trained, merged draft.
 
@@ -186,7 +192,7 @@ def load_draft(folder: str, target_digest: str | None = None, **options: Any) ->
             f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged "
             "draft. Give the folder draft/ of a run of afa eagle train."
         )
-    if target_digest is not None and draft.config.target_digest not in (None, target_digest):
+    if not same_target(draft.config.target_digest, target_digest):
         raise DraftError(
             f"draft={folder!r} was trained for another target, {draft.config.target_name}. Its features mean nothing "
             "to this one. Give that target, or train a draft for this one."

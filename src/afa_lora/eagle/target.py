@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from afa_lora.models import EMBEDDED, ModelError, embedded_folder, read_parts
 
 NORM, EMBEDDING, HEAD = "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"
 SAMPLED_ROWS = 64  # of the embedding and the output layer, for the digest
+LAYER = "model.layers.{layer}.{part}.weight"
+PARTS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)  # of the first and the last layer, which lie in the same files as the ends
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class TargetEnds:
         config: its configuration.
         embedding: (vocabulary, hidden).
         head: (vocabulary, hidden); the same tensor as ``embedding`` where the target ties them.
-        digest: tells this target from others of the same shape; the same in float32 and in bfloat16.
+        digest: tells this target from others of the same shape, a fine-tuned one too, by some rows of its weights; the
+            same in float32 and in bfloat16. To be compared by `afa_lora.eagle.model.same_target`: where the layers are
+            quantised or elsewhere, it is of the ends alone.
     """
 
     name: str
@@ -49,7 +57,9 @@ class TargetEnds:
         check_architecture(model.config, name)
         parts: Any = model.base_model.norm, model.get_input_embeddings(), model.get_output_embeddings()
         norm, embedding, head = (part.weight.detach() for part in parts)
-        return cls(name, model.config, embedding, head, _digest(norm, embedding, head))
+        layers: Any = model.base_model.layers
+        rows = [layers[layer].get_submodule(part).weight[:1] for layer in (0, -1) for part in PARTS]
+        return cls(name, model.config, embedding, head, _digest(norm, embedding, head, rows))
 
     @classmethod
     def load(cls, name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TargetEnds:
@@ -68,9 +78,12 @@ class TargetEnds:
         config = read_parts(source, **options).config
         check_architecture(config, name)
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        wanted = (NORM, EMBEDDING) if tied else (NORM, EMBEDDING, HEAD)
-        tensors = _read_tensors(source, wanted, name, options.get("revision"))
-        digest = _digest(tensors[NORM], tensors[EMBEDDING], tensors.get(HEAD, tensors[EMBEDDING]))
+        wanted = dict.fromkeys((NORM, EMBEDDING) if tied else (NORM, EMBEDDING, HEAD), slice(None))
+        ends = (0, config.num_hidden_layers - 1)
+        rows = [LAYER.format(layer=layer, part=part) for layer in ends for part in PARTS]
+        tensors = _read_tensors(source, {**wanted, **dict.fromkeys(rows, slice(1))}, name, options.get("revision"))
+        head = tensors.get(HEAD, tensors[EMBEDDING])
+        digest = _digest(tensors[NORM], tensors[EMBEDDING], head, [tensors[row] for row in rows])
         embedding = tensors[EMBEDDING].to(dtype)
         return cls(name, config, embedding, tensors[HEAD].to(dtype) if HEAD in tensors else embedding, digest)
 
@@ -112,28 +125,36 @@ def features_of(target: PreTrainedModel, tokens: Tensor) -> Tensor:
     return features
 
 
-def _digest(norm: Tensor, embedding: Tensor, head: Tensor) -> str:
+def _digest(norm: Tensor, embedding: Tensor, head: Tensor, layers: Sequence[Tensor]) -> str:
+    """That of the ends, a colon, and that of the layers or nothing."""
     rows = torch.linspace(0, len(head) - 1, min(SAMPLED_ROWS, len(head))).long().to(head.device)
-    digest = hashlib.sha256(json.dumps([*embedding.shape]).encode())
-    for tensor in (norm, embedding[rows.to(embedding.device)], head[rows]):
+    ends = _hashed((norm, embedding[rows.to(embedding.device)], head[rows]), str([*embedding.shape]))
+    plain = all(row.is_floating_point() and row.device.type != "meta" for row in layers)
+    return f"{ends}:{_hashed(layers) if plain else ''}"
+
+
+def _hashed(tensors: Iterable[Tensor], before: str = "") -> str:
+    digest = hashlib.sha256(before.encode())
+    for tensor in tensors:
         digest.update(tensor.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
-def _read_tensors(source: str, wanted: tuple[str, ...], name: str, revision: str | None) -> dict[str, Tensor]:
+def _read_tensors(source: str, wanted: Mapping[str, slice], name: str, revision: str | None) -> dict[str, Tensor]:
+    """The tensors, or those of their rows that are wanted."""
     try:
         index = _file(source, "model.safetensors.index.json", revision)
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
-        files = {key: places.get(key) if places else "model.safetensors" for key in wanted}
         tensors = {}
-        for key, file in files.items():
+        for key, rows in wanted.items():
+            file = places.get(key) if places else "model.safetensors"
             path = _file(source, file, revision) if file else None
             if path is None:
                 raise ModelError(
                     f"model={name!r} has no {key} in safetensors. Save the model with save_pretrained first."
                 )
             with safe_open(path, framework="pt") as opened:
-                tensors[key] = opened.get_tensor(key)
+                tensors[key] = opened.get_slice(key)[rows]
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"model={name!r}: its weights cannot be read: {error}") from error
     return tensors

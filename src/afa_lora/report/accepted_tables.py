@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from afa_lora.report.formats import AVERAGE, NOTHING, against, escaped, p_value, state
+from afa_lora.report.formats import (
+    AVERAGE,
+    NOTHING,
+    TOKENS,
+    against,
+    escaped,
+    p_value,
+    points,
+    points_interval,
+    state,
+)
 
 DECIMALS = 3
 
@@ -55,6 +65,14 @@ def accepted_cell(arm: Mapping[str, Any], column: str) -> str:
         return ""
     paper = arm["paper"].get(column.partition(":")[0])  # of the shape "chain:5" the paper says "chain"
     return accepted(value) + (f" ({paper:.4f})" if paper is not None else "")
+
+
+def accepted_difference(arm: Mapping[str, Any], column: str) -> str:
+    """``+0.021 (−0.010 to +0.052)``: the difference to the baseline in this column, and its interval over prompts."""
+    comparison = arm["accepted"].get(column, {}).get("comparison")
+    if comparison is None:
+        return ""
+    return f"{points(comparison['difference'], TOKENS)} ({points_interval(comparison['interval_95'], TOKENS)})"
 
 
 def accepted(value: Mapping[str, Any]) -> str:

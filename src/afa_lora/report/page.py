@@ -84,7 +84,7 @@ FILTERS = {
         "state",
         "unit_of",
     ),
-    accepted_tables: ("accepted", "accepted_cell", "accepted_interval", "accepted_legend"),
+    accepted_tables: ("accepted", "accepted_cell", "accepted_difference", "accepted_interval", "accepted_legend"),
     reward_tables: ("equal_groups", "training_gap", "training_interval", "training_reward"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from afa_lora.eagle.evaluation import DraftEvaluation
     from afa_lora.eagle.evaluation.questions import Question
 
-UNTRAINED = "untrained"  # the draft that every arm begins with, as the evaluation names it, and its folder
+UNTRAINED = "untrained"  # what the evaluation calls a draft that has learnt nothing; its folder, too
 
 
 def questions_fingerprint(questions: Sequence[Question]) -> str:
@@ -36,7 +37,7 @@ def write_accepted(evaluation: DraftEvaluation, draft: str, questions: Sequence[
     asked = evaluation.settings
     cycles = {
         name: {
-            shape: {number: counts.accepted for number, counts in evaluation.cycles[draft, shape, name].items()}
+            shape: {number: asdict(counts) for number, counts in evaluation.cycles[draft, shape, name].items()}
             for shape in asked["shapes"]
         }
         for name in asked["questions"]

@@ -234,8 +234,9 @@ def _placed(scale: Scale, data: Path) -> dict[str, Any]:
     if isinstance(scale, GrpoScale) and isinstance(scale.data, Gsm8kData):
         return {"folder": data}
     if isinstance(scale, EagleScale):
-        there = sorted((data / CONVERSATIONS).glob("sharegpt*"))  # other forms may lie beside it
-        return {"conversations": list(map(str, there))} if there else {}
+        folder = data / CONVERSATIONS
+        there = sorted(folder.glob("sharegpt*")) or [folder]  # files of other data may lie beside ShareGPT's
+        return {"conversations": list(map(str, there))} if folder.is_dir() else {}
     raise InvalidSettingError(
         f"--data {data}: this scale does not read a folder; its data are said by its settings data.*. Leave it out."
     )

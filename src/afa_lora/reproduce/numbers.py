@@ -92,7 +92,7 @@ def _arm_numbers(arm: Arm, baselines: Mapping[str, Arm], workflow: Workflow) -> 
         "training": _training(arm),
     }
     if workflow == "eagle":
-        numbers["accepted"] = accepted_columns(list(arm.scores.values()))
+        numbers["accepted"] = accepted_columns(arm, own if compares else None)
     if workflow == "grpo":
         others = (own, full) if own and full and arm not in (own, full) else None
         numbers["training_rewards"] = training_rewards(arm, others)

@@ -44,31 +44,34 @@ def _family(group: Sequence[Arm]) -> list[str]:
     if not compared:
         missing = "AFA arm" if any(is_baseline(arm["method"]) and arm["accuracy"] for arm in group) else "baseline"
         return [f"{kind}: no {missing} is finished, so there is nothing to compare."]
+    than = compared[0]["comparison"]["baseline"]
     clear = [arm for arm in compared if _is_clear(arm["comparison"])]
     better = [arm for arm in clear if arm["comparison"]["difference"] > 0]
     worse = [arm for arm in clear if arm not in better]
     unsure = [arm for arm in compared if _differs_on_items(arm["comparison"]) and arm not in clear]
-    sentences = [_clear(word, some, compared, kind) for word, some in (("better", better), ("worse", worse)) if some]
+    sentences = [
+        _clear(word, some, compared, kind, than) for word, some in (("better", better), ("worse", worse)) if some
+    ]
     if not clear:
         largest = max(compared, key=lambda arm: abs(arm["comparison"]["difference"]))
         if len(compared) == 1:
-            sentences.append(f"{largest['name']} does not differ clearly from {kind}: {_difference(largest)}.")
+            sentences.append(f"{largest['name']} does not differ clearly from {than}: {_difference(largest)}.")
         else:
             sentences.append(
-                f"None of the {len(compared)} AFA-{kind} arms differs clearly from {kind}: the largest difference is "
+                f"None of the {len(compared)} AFA-{kind} arms differs clearly from {than}: the largest difference is "
                 f"that of {largest['name']}, {_difference(largest)}."
             )
     if unsure:
-        sentences.append(_unsure(unsure, kind))
+        sentences.append(_unsure(unsure, than))
     return sentences
 
 
-def _clear(word: str, some: Sequence[Arm], compared: Sequence[Arm], kind: str) -> str:
+def _clear(word: str, some: Sequence[Arm], compared: Sequence[Arm], kind: str, than: str) -> str:
     if len(some) > 1:
-        return f"{len(some)} of {len(compared)} AFA-{kind} arms are {word} than {kind}: {_named(some)}."
+        return f"{len(some)} of {len(compared)} AFA-{kind} arms are {word} than {than}: {_named(some)}."
     if len(compared) > 1:
-        return f"1 of {len(compared)} AFA-{kind} arms is {word} than {kind}: {some[0]['name']}, {_difference(some[0])}."
-    return f"{some[0]['name']} is {word} than {kind}: {_difference(some[0])}."
+        return f"1 of {len(compared)} AFA-{kind} arms is {word} than {than}: {some[0]['name']}, {_difference(some[0])}."
+    return f"{some[0]['name']} is {word} than {than}: {_difference(some[0])}."
 
 
 def _unsure(some: Sequence[Arm], kind: str) -> str:
@@ -81,7 +84,7 @@ def _unsure(some: Sequence[Arm], kind: str) -> str:
 
 
 def _untrained(arms: Sequence[Arm]) -> list[str]:
-    """How the trained drafts stand to the one that all of them begin with."""
+    """How the trained drafts stand to one that has learnt nothing."""
     start = next((arm for arm in arms if arm["slug"] == UNTRAINED), None)
     trained = [arm for arm in arms if arm["accuracy"] and arm is not start]
     if start is None or not trained:
@@ -92,7 +95,7 @@ def _untrained(arms: Sequence[Arm]) -> list[str]:
     who = "Every trained draft has" if clear else "Not every trained draft has clearly"
     interval = " to ".join(f"{bound:.3f}" for bound in least["items_interval_95"])
     return [
-        f"{who} more tokens accepted than the untrained one ({before['mean']:.3f}): at least {least['mean']:.3f} "
+        f"{who} more tokens accepted than an untrained one ({before['mean']:.3f}): at least {least['mean']:.3f} "
         f"(95 % interval over items {interval})."
     ]
 

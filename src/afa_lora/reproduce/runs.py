@@ -84,8 +84,8 @@ class Scores:
         by_task: for each task (items,): whether the answer is right, or its reward; by index.
         unparsed: answers in which nothing was found to judge; ``None`` where nothing was looked for.
         environment: where it was measured.
-        columns: of a draft, by set and shape (prompts,): accepted tokens a cycle. ``by_task`` has their means over the
-            shapes, so that each prompt counts once.
+        columns: of a draft, by set and shape (prompts, 3): draft tokens that were accepted, all tokens of the cycles,
+            cycles. ``by_task`` has accepted tokens a cycle, the mean over the shapes, so that each prompt counts once.
     """
 
     folder: Path
@@ -241,8 +241,8 @@ def _read_accepted(folder: Path) -> Scores:
     """Of each prompt the mean over its cycles; one without a cycle, whose answer is one token, is left out."""
     content = read_json(folder / RESULTS)
     try:
-        columns = {
-            (name, shape): _prompt_means(counts)
+        totals = {
+            (name, shape): _prompt_totals(counts)
             for name, shapes in content["cycles"].items()
             for shape, counts in shapes.items()
         }
@@ -250,15 +250,18 @@ def _read_accepted(folder: Path) -> Scores:
     except (AttributeError, KeyError, TypeError) as error:
         raise StudyError(f"{folder} holds no accepted tokens, or damaged ones: {error!r} in its results.") from error
     by_set = {
-        name: np.mean([values for (of, _), values in columns.items() if of == name], axis=0)
+        name: np.mean([values[:, 0] / values[:, 2] for (of, _), values in totals.items() if of == name], axis=0)
         for name in content["cycles"]
     }
-    shown = {f"{name} {shape}": values for (name, shape), values in columns.items()}
-    return Scores(folder, settings, by_set, None, environment, shown)
+    columns = {f"{name} {shape}": values for (name, shape), values in totals.items()}
+    return Scores(folder, settings, by_set, None, environment, columns)
 
 
-def _prompt_means(counts: dict[str, Any]) -> np.ndarray:
-    return np.array([np.mean(accepted) for _, accepted in sorted(counts.items()) if accepted], dtype=float)
+def _prompt_totals(counts: dict[str, Any]) -> np.ndarray:
+    """(prompts, 3)."""
+    kept = [prompt for _, prompt in sorted(counts.items()) if prompt["accepted"]]
+    rows = [(sum(prompt["accepted"]), prompt["tokens"], len(prompt["accepted"])) for prompt in kept]
+    return np.array(rows, dtype=float).reshape(-1, 3)
 
 
 def read_json(path: Path) -> Any:

@@ -186,7 +186,7 @@ def read_study(folder: Path) -> Study:
             for seed, place in places
         )
         arms.append(Arm(**arm.model_dump(), runs=runs))
-    if (folder / UNTRAINED / RESULTS).is_file():  # the draft that all arms begin with; compared with nothing
+    if (folder / UNTRAINED / RESULTS).is_file():  # a draft that has learnt nothing; compared with nothing
         run = read_seed(None, folder / UNTRAINED / RUN, folder / UNTRAINED, read.workflow)
         arms.insert(0, Arm("Untrained draft", UNTRAINED, None, None, {}, {}, (run,)))
     _check_training_data(folder, arms)

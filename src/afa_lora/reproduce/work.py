@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from afa_lora.core.errors import InvalidSettingError
@@ -132,7 +133,7 @@ class EagleWork:
         tests = questions_fingerprint(self.questions)  # read first: the features take long
         if not all(job.trained for job in jobs):
             folder = self.experiment.folder / FEATURES
-            with FileLock(self.experiment.folder / f".{FEATURES}.lock"):
+            with self.alone_at(FEATURES):
                 write_features(_of_eagle(jobs[0]), self.console)
             train = fingerprint_of(FeatureStore.open(folder, "train").fingerprint)
         return train, tests
@@ -148,20 +149,33 @@ class EagleWork:
         self.evaluate(job)
 
     def evaluate(self, job: Job) -> None:
-        """Count what the target accepts of the arm's draft and, once for all arms, of the untrained one."""
+        """Count what the target accepts of the arm's draft and, once for all arms, of an untrained one."""
         from afa_lora.eagle.evaluation import evaluate_drafts
 
-        drafts = {str(other): str(other.run.path) for other in self.experiment.jobs if other.run.draft.is_dir()}
-        if str(job) not in drafts:
+        if not job.run.draft.is_dir():
             raise StudyError(f"{job}: its draft was not merged, so it cannot decode. Train until β is 0.")
         folder = self.experiment.folder / ANSWERS
-        with FileLock(self.experiment.folder / f".{ANSWERS}.lock"):  # of several processes one after the other
-            given = {UNTRAINED: UNTRAINED, **drafts}
+        with self.alone_at(ANSWERS):
+            given = {UNTRAINED: UNTRAINED, str(job): str(job.run.path)}
             model = _of_eagle(job).model
             found = evaluate_drafts(given, model, self.question_folder, self.asked, folder, self.console)
             write_accepted(found, UNTRAINED, self.questions, self.experiment.folder / UNTRAINED)
         write_accepted(found, str(job), self.questions, job.evaluation)
         free_memory()
+
+    @contextmanager
+    def alone_at(self, name: str) -> Iterator[None]:
+        """Hold what all arms share; another process that holds it is waited for."""
+        lock = FileLock(self.experiment.folder / f".{name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self.say(f"Waiting for another process, which is at {self.experiment.folder / name}.")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def question_folder(self) -> Path:
