@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from afa_lora.data import DataError, sharegpt
+from afa_lora.eagle import conversations
 from afa_lora.eagle.conversations import Conversation, data_fingerprint, load_conversations
 from afa_lora.eagle.recipe import ConversationData
 from afa_lora.eagle.templates import DATE, MarkedTemplate, marked_template
@@ -221,6 +222,14 @@ def test_conversations_that_the_template_refuses_or_changes(
     train, _, said = load(with_template(text), write(tmp_path / "a.jsonl", records))
     assert len(train) == 2
     assert "left out: 1 conversation that the chat template refuses" in said[0]
+    long = (
+        "{% for message in messages %}{% if message['content'] | length > 20 %}<|im_start|>{{ message['role'] }}\n"
+        "{{- message['content'] }}<|im_end|>{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+        "<|im_end|>{% endif %}{% endfor %}"
+    )  # a text of one branch, which the marks take the first one's "-" from
+    train, _, said = load(with_template(long), write(tmp_path / "b.jsonl", [pair("a"), pair("b", "b" * 30)]))
+    assert len(train) == 1
+    assert "left out: 1 conversation whose text the marks in the chat template would change" in said[0]
     changing = MarkedTemplate(text, original=text.replace("message['content']", "message['content'] | trim"))
     assert [changing.keeps_text(tokenizer, [{"role": "user", "content": said}]) for said in ("x", "x ")] == [
         True,
@@ -260,6 +269,19 @@ def test_bad_rows_name_their_place(
         load(tokenizer, write(tmp_path / "a.jsonl", records))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_bad_rows_among_the_first_ones_are_not_hidden_by_a_limit(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(conversations, "BATCH", batch)
+    path = write(tmp_path / "a.jsonl", [pair("a"), 3, {"text": "x"}, pair("b"), pair("c"), 3, pair("d")])
+    assert len(load(tokenizer, path, limit=1, test_items=0)[0]) == 1  # what comes later is not looked at
+    with pytest.raises(DataError, match=r"2 rows cannot be read:\n  line 2: .*\n  line 3: [^\n]*$"):
+        load(tokenizer, path, limit=3, test_items=0)
+    with pytest.raises(DataError, match=r"3 rows cannot be read:\n  line 2, line 6: .*\n  line 3: [^\n]*$"):
+        load(tokenizer, path, write(tmp_path / "b.jsonl", [5]), limit=4, test_items=0)
+
+
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
@@ -283,6 +305,18 @@ def test_pieces_of_one_conversation_are_on_one_side(tokenizer: PreTrainedTokeniz
     names = [{answers(tokenizer, one)[0] for one in part} for part in (train, test)]
     assert (len(train), len(test)) == (52, 9)
     assert not names[0] & names[1]
+
+
+def test_conversations_that_equal_ones_join_are_on_one_side(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    records = []
+    for i in range(20):  # a_1 is b_0's equal, so all four belong together
+        equal = f"n{i} equal"
+        records += [pair(f"a{i}_0", f"n{i} first"), {**pair("q", equal), "id": f"b{i}_0"}]
+        records += [{**pair("q", equal), "id": f"a{i}_1"}, pair(f"b{i}_1", f"n{i} last")]
+    train, test, _ = load(tokenizer, write(tmp_path / "a.jsonl", records), test_items=16)
+    names = [{answers(tokenizer, one)[0].split()[0] for one in part} for part in (train, test)]
+    assert (len(train), len(test)) == (64, 16)
+    assert (len(names[0]), len(names[1])) == (16, 4)
 
 
 @pytest.mark.parametrize(

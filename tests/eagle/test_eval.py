@@ -22,9 +22,12 @@ from afa_lora.eagle.evaluation import (
     run,
 )
 from afa_lora.eagle.evaluation.drafts import untrained_draft
-from afa_lora.eagle.evaluation.measures import compare_pooled, pooled
+from afa_lora.eagle.evaluation.live import LiveCounts
+from afa_lora.eagle.evaluation.measures import AlphaCounts, PromptCounts, compare_pooled, pooled
+from afa_lora.eagle.evaluation.results import summarise
 from afa_lora.eagle.model import DraftError
 from afa_lora.eagle.target import TargetEnds
+from afa_lora.report.formats import NOTHING
 from tests.tiny_chat import save_tiny_chat_model
 
 SETS = ("mt-bench", "mine")
@@ -162,13 +165,30 @@ def test_live_decodes_the_recorded_answers(call: Call, drafts: tuple[Path, Path]
     assert "Speed-up over plain decoding" in printed
     assert "4 of 4" in printed
     assert "Not all are equal" not in printed
+    table = (tmp_path / "out" / "results.md").read_text().partition("Speed-up over plain")[2]
+    written = table.replace("\\", "").splitlines()
     for shape, timed in zip(SHAPES, results(tmp_path)["live"], strict=True):
         assert timed["shape"] == shape
         for name in SETS:
             part = timed["sets"][name]
             assert part["equal"] == part["plain_equal"] == part["cycles_as_replayed"] == part["prompts"] == 2
+            assert part["plain_tokens"] == part["speculative_tokens"] > 0
             ratio = part["plain_seconds"] / part["speculative_seconds"]
             assert timed["speed_up"][name]["value"] == pytest.approx(ratio)
+        average = next(line for line in written if line.startswith(f"| {shape} | a-run | average |"))
+        assert average.endswith("|  |  | 4 of 4 |")
+
+
+def test_a_speed_up_is_of_seconds_a_token() -> None:
+    """Where rounding makes answers of other lengths."""
+    runs = {"0": LiveCounts(4.0, 1.0, 40, 20, True, False, (1,)), "1": LiveCounts(2.0, 1.0, 10, 10, True, True, (0,))}
+    settings = {"questions": {"mine": ["0", "1"]}, "shapes": ["chain:2"], "drafts": {"one": {}}}
+    cycles = {("one", "chain:2", "mine"): {name: PromptCounts(run.accepted, 2) for name, run in runs.items()}}
+    alphas = {("one", "mine"): {name: AlphaCounts((1,) * 5, (1,) * 5) for name in runs}}
+    (timed,) = summarise(settings, cycles, alphas, {("one", "chain:2", "mine"): runs})["live"]
+    assert timed["speed_up"]["mine"]["value"] == pytest.approx((4.0 * 20 / 40 + 2.0) / (1.0 + 1.0))
+    part = timed["sets"]["mine"]
+    assert (part["plain_tokens"], part["speculative_tokens"], part["equal"]) == (50, 30, 1)
 
 
 def test_the_python_interface_gives_counts_for_the_measures(target: Path, data: Path, tmp_path: Path) -> None:
@@ -188,6 +208,17 @@ def test_the_python_interface_gives_counts_for_the_measures(target: Path, data: 
     (comparison,) = done.results["comparisons"]
     assert (comparison["first"], comparison["second"]) == ("mine", "untrained")
     assert comparison["pooled"]["average"]["difference"] == test.difference
+
+
+def test_one_question_has_no_interval(call: Call, drafts: tuple[Path, Path], tmp_path: Path) -> None:
+    call(drafts[0], "untrained", "--limit", 1)
+    tokens = results(tmp_path)["scores"][0]["tokens"]["average"]["pooled"]
+    assert tokens["value"] >= 1
+    assert tokens["interval_95"] is None
+    written = (tmp_path / "out" / "results.md").read_text()
+    table = written.partition("The average tokens in a cycle")[2].partition("###")[0]
+    (row,) = (line for line in table.splitlines() if line.startswith("| chain:2 | a-run"))
+    assert row.endswith(f"| {tokens['value']:.3f} " + f"| {NOTHING} " * 4 + "|")
 
 
 def test_the_untrained_draft_is_always_the_same(target: Path) -> None:
@@ -215,8 +246,10 @@ def test_shapes_with_commas_stay_whole() -> None:
 
 
 def test_what_cannot_be_measured_is_said_before_anything_is_done(call: Call, target: Path, tmp_path: Path) -> None:
-    with pytest.raises(DraftError, match="neither the folder of a run"):
+    with pytest.raises(DraftError, match="There is no folder"):
         call(tmp_path / "nothing")
+    with pytest.raises(DraftError, match=r"holds no draft: its config\.json has model_type='llama'"):
+        call(target)
     with pytest.raises(AfaLoraError, match=r"shape='chian:5'.*Did you mean 'chain'"):
         call("untrained", "--shapes", "chian:5")
     with pytest.raises(AfaLoraError, match="each once"):

@@ -58,6 +58,8 @@ ROPES = {
     "llama3": {**SCALED, "original_max_position_embeddings": 32},
 }
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+
 
 @pytest.fixture
 def saved(tmp_path: Path, draft: EagleDraft) -> Path:
@@ -167,11 +169,13 @@ def test_the_target_is_checked_if_it_is_given(tmp_path: Path, saved: Path, targe
 def test_without_a_draft_it_is_said_what_there_is(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "recipe.yaml").touch()
+    (tmp_path / "empty").mkdir()
     make_target("llama").save_pretrained(tmp_path / "model")
     for name, message in (
         ("gone", "There is no folder"),
         ("unfinished", "Finish it: afa eagle train"),
-        ("model", "holds no draft"),
+        ("model", "holds no draft: its config.json has model_type='llama'"),
+        ("empty", "holds no draft, nor a folder draft/"),
     ):
         with pytest.raises(DraftError, match=message):
             export_draft(tmp_path / name, tmp_path / "out", to="vllm")
@@ -183,7 +187,7 @@ def test_without_a_draft_it_is_said_what_there_is(tmp_path: Path, saved: Path) -
         export_draft(saved, tmp_path / "out", to="vllm", dtype="int8")
 
 
-@pytest.mark.parametrize("fault", ["tensor", "rope"])
+@pytest.mark.parametrize("fault", ["tensor", "rope", "scaling"])
 def test_what_was_written_wrongly_is_found_out(
     tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -198,8 +202,11 @@ def test_what_was_written_wrongly_is_found_out(
         form = FORMATS["vllm"]
 
         def other(config: EagleConfig, dtype: torch.dtype) -> dict[str, Any]:
-            return {**form.config(config, dtype), "rope_parameters": ROPES["default"]}
+            rope = {**YARN, "attention_factor": 2.0} if fault == "scaling" else ROPES["default"]
+            return {**form.config(config, dtype), "rope_parameters": rope, "rope_scaling": None}
 
+        if fault == "scaling":
+            save_draft(saved, rope_parameters=YARN)
         monkeypatch.setitem(FORMATS, "vllm", dataclasses.replace(form, config=other))
     with pytest.raises(ExportError, match="other tensors.*fc.weight" if fault == "tensor" else "another rope"):
         export_draft(saved, tmp_path / "out", to="vllm")
@@ -219,3 +226,15 @@ def test_the_verb_writes_and_says_how_to_serve(tmp_path: Path, saved: Path) -> N
     text = (out / "README.md").read_text()
     assert text.startswith('---\nbase_model: "tiny"\n')
     assert "--speculative-draft-model-path path/to/this/folder" in text
+
+
+def test_an_embedded_target_is_not_converted_for_a_command(
+    tmp_path: Path, draft: EagleDraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFA_CACHE", str(tmp_path / "cache"))
+    draft.config.target_name = "smollm2-135m"
+    draft.save_pretrained(tmp_path / "draft")
+    done = export_draft(tmp_path / "draft", tmp_path / "out", to="vllm")
+    assert "vllm serve path/to/the/target " in done.usage
+    assert 'embedded_folder("smollm2-135m")' in done.checks[-1]
+    assert not (tmp_path / "cache").exists()

@@ -19,12 +19,14 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from afa_lora.data import DataError
 from afa_lora.eagle.conversations import ConversationDataset, load_conversations
 from afa_lora.eagle.features import FeatureError, FeatureStore, FeatureSummary, write, write_features
 from afa_lora.eagle.features.index import INDEX, make_plan
 from afa_lora.eagle.recipe import parse_recipe
 from afa_lora.eagle.target import TargetEnds, features_of
 from afa_lora.models import load_model, read_parts
+from afa_lora.settings import RecipeError
 from afa_lora.tuning.failures import RunInterrupted, RunStopped
 from tests.tiny_chat import save_tiny_chat_model
 
@@ -74,6 +76,7 @@ def recipe(model: Path, source: Path, folder: Path | None, **settings: Any) -> A
             "model": str(model),
             "output": "unused",
             "data": {"conversations": [str(source)], "test_items": 3, "max_length": 300, **settings.get("data", {})},
+            "load": settings.get("load", {}),
             "features": {
                 "folder": folder and str(folder),
                 "shard_megabytes": 1,
@@ -268,12 +271,59 @@ def test_other_conversations_templates_and_targets_are_refused(
             FeatureStore.open(tmp_path / "features", "train", TargetEnds.load(str(target)))
 
 
-def test_a_training_with_another_length_is_told(features: Write, model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_training_with_other_settings_is_told(features: Write, model: Path, data: Path, tmp_path: Path) -> None:
     features()
+    said: list[str] = []
     store = FeatureStore.open(tmp_path / "features", "train")
-    store.check_data(recipe(model, data, None).data)
-    with pytest.raises(FeatureError, match=r"was written with data\.test_items=3, data\.max_length=300"):
-        store.check_data(recipe(model, data, None, data={"max_length": 200, "test_items": 1}).data)
+    store.check(recipe(model, data, None), said.append)
+    for settings, message in (
+        ({"data": {"max_length": 200, "test_items": 1}}, r"data\.test_items=3, data\.max_length=300"),
+        ({"features": {"dtype": "bfloat16"}}, r"features\.dtype=float32"),
+        ({"load": {"dtype": "bfloat16"}}, r"load\.dtype=float32"),
+    ):
+        with pytest.raises(FeatureError, match=f"was written with {message}"):
+            store.check(recipe(model, data, None, **settings), said.append)
+    assert not said
+
+
+def test_a_training_with_other_conversations_is_told(features: Write, model: Path, data: Path, tmp_path: Path) -> None:
+    features()
+    said: list[str] = []
+
+    def check(source: Path) -> None:
+        FeatureStore.open(tmp_path / "features", "train").check(recipe(model, source, None), said.append)
+
+    (tmp_path / "moved").mkdir()
+    check(Path(shutil.copy(data, tmp_path / "moved")))
+    assert not said
+    check(tmp_path / "gone.jsonl")
+    assert len(said) == 1
+    assert "Not compared with the conversations" in said[0]
+    assert "gone.jsonl" in said[0]
+    longer = tmp_path / data.name
+    longer.write_text(data.read_text() + data.read_text())
+    with pytest.raises(FeatureError, match=r"other conversations:\n  there: conversations\.jsonl \([\d,]+ bytes\)"):
+        check(longer)
+    renamed = Path(shutil.copy(data, tmp_path / "renamed.jsonl"))
+    with pytest.raises(FeatureError, match="run afa eagle features again"):
+        check(renamed)
+    write_features(recipe(model, renamed, tmp_path / "features"), Console(quiet=True))
+    check(renamed)
+
+
+def test_an_index_that_names_other_files_or_items_is_damaged(features: Write, tmp_path: Path) -> None:
+    features()
+    index = tmp_path / "features" / INDEX
+    text = index.read_text()
+    first = json.loads(text)["splits"]["train"]["shards"][0]
+    for a, b in ((first["file"], "../escaped.safetensors"), (f"[{first['batches'][0][0]},", "[0,")):
+        assert a in text
+        index.write_text(text.replace(a, b, 1))
+        with pytest.raises(FeatureError, match="is damaged"):
+            FeatureStore.open(index.parent, "test")
+        with pytest.raises(FeatureError, match="is damaged"):
+            features()
+    assert not (tmp_path / "escaped.safetensors").exists()
 
 
 def test_a_disk_without_room_is_told_before(features: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +371,18 @@ def test_folders_that_cannot_be_used(features: Write, model: Path, data: Path, t
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(FeatureError, match=r"holds files that are not features \(thesis\.txt\)"):
         features("mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecipeError, match=r"features\.folder=.* cannot be made: .*file is a file\. Choose another"):
+        features("file")
+    with pytest.raises(FeatureError, match=r"features\.folder=.* is a file\. Name a folder"):
+        FeatureStore.open(tmp_path / "file", "train")
     features()
     index = tmp_path / "features" / INDEX
     text = index.read_text()
     index.write_text(text[:40])
     with pytest.raises(FeatureError, match="is damaged"):
         FeatureStore.open(index.parent, "train")
-    index.write_text(text.replace('"format": 1', '"format": 9'))
+    index.write_text(text.replace('"format": 2', '"format": 9'))
     with pytest.raises(FeatureError, match="features of form 9"):
         FeatureStore.open(index.parent, "train")
 
@@ -337,7 +392,7 @@ def test_a_conversation_longer_than_the_target_reads(model: Path, tmp_path: Path
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps(long) + "\n")
     settings = {"data": {"max_length": 600, "test_items": 0}}
-    with pytest.raises(FeatureError, match=r"has 600 tokens, and .* at most 512\. Set data\.max_length=512"):
+    with pytest.raises(DataError, match=r"has 600 tokens, and .* at most 512\. Set data\.max_length=512"):
         write_features(recipe(model, path, tmp_path / "features", **settings), Console(quiet=True))
 
 

@@ -157,3 +157,12 @@ def test_alpha_equals_chains_drawn_one_by_one(target: PreTrainedModel, length: i
     assert alpha_counts(draft, ends, turn, steps) == AlphaCounts(tuple(hits), tuple(positions))
     if length == 40:  # or the two would agree on little
         assert all(0 < right < there for right, there in zip(hits, positions, strict=True))
+
+
+def test_one_prompt_has_no_interval() -> None:
+    one, many = random_totals(1, 1), random_totals(2, 5)
+    for measure, compare in ((pooled, compare_pooled), (per_prompt, compare_per_prompt)):
+        found = measure([many, one])
+        assert found is not None
+        assert found.interval_95 is None
+        assert compare([many, one], [many, one]) is None

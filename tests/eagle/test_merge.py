@@ -5,18 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from afa_lora import NotLinearError, set_beta
+from afa_lora.eagle import run as run_module
 from afa_lora.eagle.adapter import train_jointly
 from afa_lora.eagle.features import FeatureStore
 from afa_lora.eagle.merging import merge_draft
-from afa_lora.eagle.model import ADAPTED_LAYERS, EagleDraft, load_draft
+from afa_lora.eagle.model import ADAPTED_LAYERS, DraftError, EagleConfig, EagleDraft, load_draft
 from afa_lora.eagle.recipe import parse_recipe
 from afa_lora.eagle.run import run_eagle
 from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.trainer import EagleTrainer
 from afa_lora.models import EMBEDDED
 from afa_lora.peft.model import AfaLoraModel
 from tests.eagle.test_model import TENSORS
@@ -122,9 +125,12 @@ def test_a_run_leaves_an_ordinary_draft(settings: dict[str, Any], tmp_path: Path
 
 
 def test_a_window_that_outlasts_the_training_is_said_and_loses_nothing(
-    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = parse_recipe({**settings, "output": str(tmp_path / "run"), "anneal": {"anneal_end": 100}})
+    made: list[EagleTrainer] = []
+    original = run_module.make_trainer
+    monkeypatch.setattr(run_module, "make_trainer", lambda *given: made.append(original(*given)) or made[0])
     result = run_eagle(recipe)
     assert result.merge is None
     assert result.test is not None
@@ -135,6 +141,17 @@ def test_a_window_that_outlasts_the_training_is_said_and_loses_nothing(
     printed = capsys.readouterr().out
     assert "Not merged" in printed
     assert str(result.folder.unmerged) in printed
+
+    with pytest.raises(DraftError, match="no merged draft"):
+        load_draft(str(result.folder.unmerged))
+    draft = EagleDraft(EagleConfig.from_pretrained(result.folder.unmerged))
+    config = PeftConfig.from_pretrained(str(result.folder.unmerged / "adapter"))
+    AfaLoraModel(draft, config, "default")
+    set_beta(draft, float(weights.pop("afa_beta")))
+    draft.load_state_dict(weights)
+    inputs = torch.randn(2, 1, 9, 32)
+    trained = made[0].model.eval()
+    torch.testing.assert_close(draft.eval()(*inputs), trained(*inputs), atol=1e-6, rtol=0)
 
 
 def test_computing_in_half_precision_leaves_an_exact_merge(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -148,9 +165,12 @@ def test_computing_in_half_precision_leaves_an_exact_merge(settings: dict[str, A
     assert result.curve.loss != exact.curve.loss
 
 
-def test_it_can_be_trained_on(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_it_can_be_trained_on(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(settings, tmp_path / "first")
     again = train(settings, tmp_path / "again", start=str(first.folder.draft), method="eagle+lora")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same = train(settings, tmp_path / "same", start="~/first", method="eagle+lora")
+    assert same.curve == again.curve
     assert again.curve.loss[0][1] < first.curve.loss[0][1]
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, load_draft, same_target
+from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, find_draft, load_draft, same_target
 from afa_lora.eagle.target import TargetEnds, features_of
 from tests.eagle.conftest import make_target
 
@@ -117,3 +118,36 @@ def test_layers_that_cannot_be_read_are_no_difference(ends: TargetEnds) -> None:
     assert same_target(of_ends, ends.digest)
     assert same_target(None, ends.digest)
     assert not same_target("0" * 32 + ":", ends.digest)
+
+
+ONES = torch.ones(32)
+FOREIGN = [
+    ({"fc.bias": ONES}, "holds fc.bias"),
+    ({"layers.1.mlp.up_proj.weight": torch.zeros(64, 32)}, "holds layers.1.mlp.up_proj.weight"),
+    ({"fc.bias": 0 * ONES, "embed_tokens.weight": torch.ones(96, 32), "lm_head.weight": torch.ones(96, 32)}, None),
+]
+
+
+@pytest.mark.parametrize(("tensors", "message"), FOREIGN, ids=["bias", "second layer", "harmless"])
+def test_tensors_that_would_be_left_out_are_refused(
+    tmp_path: Path, draft: EagleDraft, tensors: dict[str, torch.Tensor], message: str | None
+) -> None:
+    draft.save_pretrained(tmp_path)
+    save_file(
+        {**load_file(tmp_path / "model.safetensors"), **tensors}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    if message is None:
+        assert torch.equal(load_draft(str(tmp_path)).fc.weight, draft.fc.weight)
+    else:
+        with pytest.raises(DraftError, match=message):
+            load_draft(str(tmp_path))
+
+
+def test_a_runs_draft_comes_before_another_beside_it(tmp_path: Path, draft: EagleDraft) -> None:
+    draft.save_pretrained(tmp_path)
+    assert find_draft(tmp_path) == tmp_path
+    draft.save_pretrained(tmp_path / "draft")
+    assert find_draft(tmp_path) == tmp_path / "draft"
+    (tmp_path / "draft" / "config.json").write_text("{")
+    with pytest.raises(DraftError, match="damaged"):
+        find_draft(tmp_path)

@@ -52,6 +52,9 @@ def test_fingerprints_tell_texts_apart(tmp_path: Path) -> None:
         ('{"question_id": 7, "turns": ["a", " "]}', "none of them empty"),
         ('{"question_id": [7], "turns": ["a"]}', "whole number or a text"),
         ('{"question_id": 0, "turns": ["a"]}', "question_id=0 is there twice"),
+        (json.dumps({"question_id": "a" * 300, "turns": ["a"]}), "line 2: question_id=aaa.*too long"),
+        (json.dumps({"question_id": "a", "turns": ["\udc80"]}), "line 2 is no text"),
+        (json.dumps({"question_id": "\udc80", "turns": ["a"]}), "line 2 is no text"),
     ],
 )
 def test_a_line_that_is_no_question_is_named(tmp_path: Path, broken: str, message: str) -> None:
@@ -79,3 +82,12 @@ def test_the_real_sets(real_data: Path) -> None:
     assert [q.id for q in questions[:3]] == ["81", "89", "97"]
     assert {len(q.turns) for q in questions[:10]} == {2}
     assert len(load_questions(real_data / "eagle")) == 320
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../mine", "\0"])
+def test_a_set_is_the_name_of_a_folder(tmp_path: Path, name: str) -> None:
+    write_set(tmp_path, "mine", lines(1))
+    write_set(tmp_path / "inner", "other", lines(1))
+    (tmp_path / "question.jsonl").write_text(lines(1)[0])
+    with pytest.raises(QuestionError, match="is no name of a folder"):
+        load_questions(tmp_path / "inner", [name])

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from afa_lora.eagle.decode import Drafter, SpeculativeDecoding, parse_shape
+from afa_lora.eagle.evaluation import record as recording
 from afa_lora.eagle.evaluation.measures import PromptCounts
 from afa_lora.eagle.evaluation.questions import Question
 from afa_lora.eagle.evaluation.record import Record, RecordError, Turn, generate, record_answers
@@ -99,6 +100,23 @@ def test_a_record_holds_tokens_and_features(model: Path, tmp_path: Path) -> None
         assert f"<|im_start|>assistant\n{said}<|im_end|>\n<|im_start|>user\nWhy?" in prompt
 
 
+def test_features_that_were_computed_ahead_are_left_out(
+    target: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A generation may read the last token too, or tokens that it then drops."""
+    expected = recorded(target, 5)
+
+    def reads_on(model: PreTrainedModel, prompt: torch.Tensor, limit: int, **options: object) -> object:
+        tokens, seconds = generate(model, prompt, limit, **options)
+        model(tokens[None, -2:])
+        return tokens, seconds
+
+    monkeypatch.setattr(recording, "generate", reads_on)
+    turn = recorded(target, 5)
+    assert len(turn.features) == len(turn.tokens) - 1
+    assert torch.equal(turn.features, expected.features)
+
+
 def test_recording_goes_on_after_a_kill_and_then_needs_no_model(model: Path, tmp_path: Path) -> None:
     done = 0
 
@@ -144,8 +162,7 @@ def test_a_target_that_differs_in_its_layers_alone_is_refused(model: Path, tmp_p
         target.model.model.layers[0].mlp.up_proj.weight[0] += 1
     target.model.save_pretrained(tmp_path / "tuned")
     target.tokenizer.save_pretrained(tmp_path / "tuned")
-    assert at(tmp_path / "tuned").ends.digest == target.ends.digest
-    with pytest.raises(RecordError, match="holds the answers of"):
+    with pytest.raises(RecordError, match=r"another record.*\n *target: "):
         record_answers(at(tmp_path / "tuned"), QUESTIONS[:1], 5, tmp_path / "record")
     moved = model.rename(model.with_name("moved"))
     try:

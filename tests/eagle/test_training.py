@@ -181,6 +181,22 @@ def test_the_target_running_along_trains_the_same_draft(settings: dict[str, Any]
     assert {name.split(".")[0] for name in checkpoint} == {"fc", "layers"}  # nothing of the target
 
 
+def test_the_targets_dtype_is_not_the_drafts(
+    settings: dict[str, Any], tmp_path: Path, trainers: list[EagleTrainer]
+) -> None:
+    changes: dict[str, Any] = {"features": {"folder": None}, "load": {"dtype": "bfloat16"}}
+    result = train(settings, tmp_path / "run", **changes, train={"bf16": False, "max_steps": 2})
+    target = trainers[0]._target
+    assert target is not None
+    assert target.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in trainers[0].model.parameters()} == {torch.float32}
+    assert not trainers[0].args.bf16
+    assert result.merge is None or result.merge.max_feature_difference < 1e-5
+    exact = train(settings, tmp_path / "exact", train={"max_steps": 2})
+    assert [v for _, v in result.curve.loss] == pytest.approx([v for _, v in exact.curve.loss], rel=0.02)
+    assert result.curve.loss != exact.curve.loss
+
+
 class Interruption(Exception):
     pass
 
@@ -195,11 +211,20 @@ class StopAfter(TrainerCallback):
 
 
 # Within the window, at the end of an epoch, and after the window.
-@pytest.mark.parametrize(("step", "method"), [(2, METHODS[3]), (3, METHODS[3]), (8, METHODS[3]), (2, "eagle+dora")])
+@pytest.mark.parametrize(
+    ("step", "method", "logging"),
+    [
+        (2, METHODS[3], "steps"),
+        (3, METHODS[3], "epoch"),
+        (8, METHODS[3], "steps"),
+        (2, "eagle+dora", "steps"),
+    ],
+)
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, method: str
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, method: str, logging: str
 ) -> None:
     steps = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 5, "gradient_accumulation_steps": 2}
+    steps["logging_strategy"] = logging
     changes = {"method": method, "train": {**steps, "per_device_train_batch_size": 2, "num_train_epochs": 4}}
     whole = train(settings, tmp_path / "whole", **changes)
     original = run_module.make_trainer

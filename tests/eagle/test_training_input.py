@@ -57,6 +57,29 @@ def test_features_of_another_length(settings: dict[str, Any], tmp_path: Path) ->
     refused(settings, tmp_path / "run", r"was written with data\.max_length=150", data={"max_length": 100})
 
 
+def test_features_of_another_dtype_and_of_other_conversations(settings: dict[str, Any], tmp_path: Path) -> None:
+    refused(settings, tmp_path / "run", r"was written with features\.dtype=float32", features={"dtype": "bfloat16"})
+    refused(settings, tmp_path / "run", r"was written with load\.dtype=float32", load={"dtype": "bfloat16"})
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(settings["data"]["conversations"][0]).read_text() + "\n")
+    changes = {"data": {"conversations": [str(other)]}}
+    refused(settings, tmp_path / "run", "was written from other conversations", **changes)
+
+
+def test_a_conversation_longer_than_the_target_that_runs_along_reads(settings: dict[str, Any], tmp_path: Path) -> None:
+    target = Path(shutil.copytree(settings["model"], tmp_path / "target"))
+    config = target / "config.json"
+    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 64'))
+    changes = {"model": str(target), "features": {"folder": None}}
+    refused(settings, tmp_path / "run", r"reads at most 64\. Set data\.max_length=64", **changes)
+
+
+def test_a_features_folder_that_is_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(settings, tmp_path / "run", r"features\.folder=.* is a file", features={"folder": str(file)})
+
+
 def test_a_draft_for_another_target(settings: dict[str, Any], tmp_path: Path) -> None:
     TargetEnds.of(make_target("llama"), "another").new_draft().save_pretrained(tmp_path / "draft")
     refused(settings, tmp_path / "run", "trained for another target, another", start=str(tmp_path / "draft"))

@@ -126,10 +126,20 @@ class StopAfter(TrainerCallback):
             raise Interruption
 
 
+# In the middle of an epoch; at its end, where a test draws random numbers between the steps.
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [(3, {}), (4, {"eval_strategy": "epoch"}), (4, {"logging_strategy": "epoch"}), (16, {"eval_strategy": "epoch"})],
+)
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    changes: dict[str, Any],
 ) -> None:
-    settings["train"] |= {"save_strategy": "steps", "save_steps": 1}
+    settings["train"] |= {"save_strategy": "steps", "save_steps": 1, **changes}
+    settings["adapter"] = {**settings.get("adapter", {}), "lora_dropout": 0.1}
     settings["anneal"] = {"anneal_end": 0.6}
     whole = run(settings)
 
@@ -138,7 +148,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
 
     def interrupted(*arguments: Any) -> Any:
         trainer = original(*arguments)
-        trainer.add_callback(StopAfter(3))
+        trainer.add_callback(StopAfter(step))
         return trainer
 
     monkeypatch.setattr(run_module, "make_trainer", interrupted)
@@ -149,9 +159,25 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
 
     assert "Going on from" in capsys.readouterr().out
     assert resumed.curve == whole.curve
+    assert held_out(resumed) == held_out(whole)
+    assert len(held_out(whole)) == (4 if "eval_strategy" in changes else 0)
     weights = [load_file(r.folder.adapter / "adapter_model.safetensors") for r in (whole, resumed)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def held_out(result: SftResult) -> dict[int, float]:
+    """The losses on held-out items, by step."""
+    entries = [json.loads(line) for line in result.folder.metrics.read_text().splitlines()]
+    return {entry["step"]: entry["eval_loss"] for entry in entries if "eval_loss" in entry}
+
+
+@pytest.mark.parametrize("most", [8, 6])
+def test_an_epochs_log_and_test_are_done_once_and_at_the_very_end(settings: dict[str, Any], most: int) -> None:
+    settings["train"] |= {"eval_strategy": "epoch", "logging_strategy": "epoch", "max_steps": most}
+    result = run(settings)
+    assert [*held_out(result)] == [4, most]
+    assert [step for step, _ in result.curve.loss] == [4, most]
 
 
 def test_a_folder_is_not_used_twice(settings: dict[str, Any]) -> None:

@@ -174,24 +174,30 @@ def _array_items(text: str) -> Iterator[tuple[int, Any]]:
         json.loads(text)
     except json.JSONDecodeError as error:
         raise _Malformed(error.lineno, f"this is not valid JSON: {error.msg} at column {error.colno}") from error
-    decoder = json.JSONDecoder()
-    position, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
-    while True:
-        start = _skip(text, position)
-        line += text.count("\n", position, start)
-        if text[start] == "]":
-            return
-        item, position = decoder.raw_decode(text, start)
+    line, before = 1, 0
+    for start, item in array_entries(text):
+        line, before = line + text.count("\n", before, start), start
         yield line, item
-        line += text.count("\n", start, position)
 
 
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-def _skip(text: str, position: int) -> int:
-    match = _BETWEEN.match(text, position)
-    return match.end() if match else position
+def array_entries(text: str) -> Iterator[tuple[int, Any]]:
+    """Decode a JSON array entry by entry, each with the character that it begins at.
+
+    Raises:
+        json.JSONDecodeError: it breaks off.
+    """
+    decoder, position = json.JSONDecoder(), text.index("[") + 1
+    while True:
+        between = _BETWEEN.match(text, position)
+        assert between is not None  # it matches nothing, too
+        start = between.end()
+        if text[start : start + 1] == "]":
+            return
+        entry, position = decoder.raw_decode(text, start)
+        yield start, entry
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

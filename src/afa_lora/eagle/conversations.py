@@ -100,9 +100,12 @@ def load_conversations(
             used, or so many cannot be held out.
     """
     template, counts = marked_template(tokenizer, settings.chat_template), Counter[str]()
-    found = _usable(settings, tokenizer, template, counts)
+    faults: list[_Fault] = []
+    found = _usable(settings, tokenizer, template, counts, faults)
     most = None if settings.limit is None else settings.limit + _held_out(settings.test_items, settings.limit)
     usable = list(islice(found, most))
+    if faults:
+        raise DataError(all_faults(faults[0].origin, [(fault.place, fault.text) for fault in faults]))
     say(_what_was_read(counts, settings.max_length))
     if not usable:
         raise DataError(
@@ -138,6 +141,15 @@ class _Read:
 
 
 @dataclass(frozen=True)
+class _Fault:
+    """A row that cannot be read: its file, where it stands there, and why."""
+
+    origin: str
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
 class _Usable:
     """A conversation, and what it is a piece of."""
 
@@ -146,14 +158,26 @@ class _Usable:
 
 
 def _usable(
-    settings: ConversationData, tokenizer: PreTrainedTokenizerBase, template: MarkedTemplate, counts: Counter[str]
+    settings: ConversationData,
+    tokenizer: PreTrainedTokenizerBase,
+    template: MarkedTemplate,
+    counts: Counter[str],
+    faults: list[_Fault],
 ) -> Iterator[_Usable]:
-    """Those that can be learnt from, in the order of the files; ``counts`` takes what becomes of each that is read."""
-    read = (_read(record, place) for place, record in _records(settings.conversations))
+    """Those that can be learnt from, in the order of the files.
+
+    ``counts`` takes what becomes of each that is read; ``faults`` takes the rows that cannot be, of one file at most.
+    """
+    read = _records(settings.conversations)
     while batch := list(islice(read, BATCH)):
-        messages = [one.messages for one in batch if one.messages is not None]
+        messages = [one.messages for one in batch if isinstance(one, _Read) and one.messages is not None]
         encoded = iter(_encode(messages, tokenizer, template))
         for one in batch:
+            if isinstance(one, _Fault):
+                faults.append(one)
+                if len(faults) > MOST_FAULTS:
+                    return
+                continue
             counts.update(["read", *one.notes])
             if one.messages is None:
                 continue
@@ -170,24 +194,34 @@ def _usable(
             yield _Usable(cut, one.origin)
 
 
-def _records(sources: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of all sources, each with its place.
+def _records(sources: Sequence[str]) -> Iterator[_Read | _Fault]:
+    """The rows of all sources, up to the end of the first file with faults.
 
     Raises:
-        DataError: a source is not there, or has rows that cannot be read: their places and faults.
+        DataError: a source is not there, or is no file that can be read.
     """
     for source in sources:
         for origin, found in _origins(source):
-            faults: list[tuple[str, str]] = []
+            whole = True
             for place, row in found:
-                if isinstance(row, DataError):
-                    faults.append((place, str(row)))
-                    if len(faults) > MOST_FAULTS:
-                        break
-                else:
-                    yield f"{origin}, {place}", row
-            if faults:
-                raise DataError(all_faults(origin, faults))
+                one = _read(row, origin, place)
+                whole = whole and isinstance(one, _Read)
+                yield one
+            if not whole:
+                return
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """What tells sources from others without reading them: names and sizes of files, else the source's own name.
+
+    Raises:
+        DataError: a file or folder is not there.
+    """
+    names = []
+    for source in sources:
+        files = _files(source)
+        names += [source] if files is None else [f"{file.name} ({file.stat().st_size:,} bytes)" for file in files]
+    return names
 
 
 def _origins(source: str) -> Iterator[tuple[str, Iterable[tuple[str, Any]]]]:
@@ -196,13 +230,21 @@ def _origins(source: str) -> Iterator[tuple[str, Iterable[tuple[str, Any]]]]:
         path = sharegpt.package_file()
         yield str(path), sharegpt.whole_entries(path.read_text(encoding="utf-8"))
         return
-    path = Path(source).expanduser()
-    if path.exists() or _is_path(source):
-        for file in find_files(path, lambda line: None):
+    files = _files(source)
+    if files is not None:
+        for file in files:
             yield str(file), rows(file)
         return
     loaded = load_rows(source, None, "train", "data.conversations", LOCAL)
     yield source, ((f"item {number}", row) for number, row in enumerate(loaded))
+
+
+def _files(source: str) -> list[Path] | None:
+    """The files that a source is; ``None`` for a package or a data set of the hub."""
+    path = Path(source).expanduser()
+    if source != sharegpt.NAME and (path.exists() or _is_path(source)):
+        return find_files(path, lambda line: None)
+    return None
 
 
 def _is_path(source: str) -> bool:
@@ -210,14 +252,16 @@ def _is_path(source: str) -> bool:
     return source.startswith((".", "~", "/")) or source.count("/") > 1 or source.lower().endswith(tuple(READERS))
 
 
-def _read(record: Mapping[str, Any], place: str) -> _Read:
+def _read(record: Mapping[str, Any] | DataError, origin: str, place: str) -> _Read | _Fault:
     try:
+        if isinstance(record, DataError):
+            raise record
         messages = read_conversation(record)
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        return _Fault(origin, place, str(error))
     name = record.get("id")
     # A published conversation is cut into pieces, <id>_0, <id>_1, …
-    one = _Read(re.sub(r"_\d+$", "", name) if isinstance(name, str) and name else place, [])
+    one = _Read(re.sub(r"_\d+$", "", name) if isinstance(name, str) and name else f"{origin}, {place}", [])
     if not messages:
         one.notes.append(EMPTY)
         return one
@@ -255,11 +299,18 @@ def _held_out(wanted: int | None, train: int) -> int:
 
 def _split(usable: Sequence[_Usable], test_items: int | None) -> tuple[list[Conversation], list[Conversation]]:
     """Hold out some, drawn by a fixed seed. Pieces of one conversation, and equal ones, stay together."""
-    groups: dict[str, list[int]] = {}
-    seen: dict[bytes, str] = {}
+    parents: dict[str | bytes, str | bytes] = {}
+
+    def first(name: str | bytes) -> str | bytes:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name], name = parents[parent], parent  # the way is shorter next time
+        return name
+
+    for one in usable:
+        parents[first(hashlib.sha256(one.conversation.tokens.numpy().tobytes()).digest())] = first(one.origin)
+    groups: dict[str | bytes, list[int]] = {}
     for index, one in enumerate(usable):
-        tokens = hashlib.sha256(one.conversation.tokens.numpy().tobytes()).digest()
-        groups.setdefault(seen.setdefault(tokens, one.origin), []).append(index)
+        groups.setdefault(first(one.origin), []).append(index)
     wanted = min(TEST_ITEMS, len(usable) // (TEST_SHARE + 1)) if test_items is None else test_items
     held: set[int] = set()
     for group in random.Random(0).sample(list(groups.values()), len(groups)):

@@ -11,9 +11,13 @@ target's (`afa_lora.eagle.target.TargetEnds`): the draft neither holds nor saves
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, PretrainedConfig
 from transformers.masking_utils import create_causal_mask
@@ -26,6 +30,10 @@ TARGETS = ("llama", "qwen2", "qwen3", "mistral")
 
 ADAPTED_LAYERS = ("fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Every linear layer of the draft."""
+
+
+SHARED = {"embed_tokens.weight", "lm_head.weight"}
+"""Tensors of the target that lie in some drafts' files too."""
 
 
 class DraftError(AfaLoraError):
@@ -170,6 +178,40 @@ def same_target(one: str | None, other: str | None) -> bool:
     return all(not mine or not theirs or mine == theirs for mine, theirs in pairs)
 
 
+def find_draft(path: Path) -> Path:
+    """The folder of the draft in ``path``: ``draft/`` of a run, or itself.
+
+    Raises:
+        DraftError: there is none.
+    """
+    if not path.is_dir():
+        raise DraftError(f"There is no folder {path} (looked for it in {Path.cwd()}).")
+    for folder in (path / "draft", path):
+        if not (folder / "config.json").is_file():
+            continue
+        if (kind := _model_type(folder / "config.json")) != EagleConfig.model_type:
+            raise DraftError(
+                f"{folder} holds no draft: its config.json has model_type={kind!r}, that of a draft has "
+                f"{EagleConfig.model_type!r}. Give a run of afa eagle train, or its folder draft/; what afa eagle "
+                "export wrote is for other programs."
+            )
+        return folder
+    if (path / "recipe.yaml").is_file():
+        raise DraftError(
+            f"{path} is a run without a draft: an unfinished one, or of another workflow. Finish it: afa eagle train "
+            f"{path / 'recipe.yaml'}"
+        )
+    raise DraftError(f"{path} holds no draft, nor a folder draft/ with one. Give that of a run of afa eagle train.")
+
+
+def _model_type(path: Path) -> Any:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DraftError(f"{path} is damaged: {error}. Restore it.") from error
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
 def load_draft(folder: str, target_digest: str | None = None, **options: Any) -> EagleDraft:
     """Load a trained, merged draft.
 
@@ -179,7 +221,7 @@ def load_draft(folder: str, target_digest: str | None = None, **options: Any) ->
         options: passed to ``from_pretrained``; ``dtype`` is float32 unless given.
 
     Raises:
-        DraftError: there is no draft, or it was trained for another target.
+        DraftError: there is no draft, its file holds more than a draft has, or it was trained for another target.
     """
     given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **options}
     try:
@@ -192,9 +234,24 @@ def load_draft(folder: str, target_digest: str | None = None, **options: Any) ->
             f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged "
             "draft. Give the folder draft/ of a run of afa eagle train."
         )
+    if foreign := sorted(_foreign(folder, loaded[1]["unexpected_keys"])):
+        raise DraftError(
+            f"draft={folder!r} holds {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}, which this draft does "
+            "not compute with: it would be another function. Give the folder draft/ of a run of afa eagle train."
+        )
     if not same_target(draft.config.target_digest, target_digest):
         raise DraftError(
             f"draft={folder!r} was trained for another target, {draft.config.target_name}. Its features mean nothing "
             "to this one. Give that target, or train a draft for this one."
         )
     return draft.eval()
+
+
+def _foreign(folder: str, unexpected: Iterable[str]) -> set[str]:
+    """Those of the tensors without a place in the draft that change what it computes; a bias of zeros does not."""
+    foreign = set(unexpected) - SHARED
+    for path in Path(folder).glob("*.safetensors") if "fc.bias" in foreign else ():
+        with safe_open(path, framework="pt") as file:
+            if "fc.bias" in file.keys() and not file.get_tensor("fc.bias").any():  # noqa: SIM118 - no mapping
+                foreign.discard("fc.bias")
+    return foreign

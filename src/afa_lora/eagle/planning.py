@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from afa_lora import Schedule
 from afa_lora.eagle.adapter import train_jointly
+from afa_lora.eagle.inputs import target_dtype
 from afa_lora.eagle.model import EagleConfig, EagleDraft
 from afa_lora.eagle.recipe import Recipe
 from afa_lora.eagle.sources import count, faults, first_draft, open_sources
@@ -26,7 +27,7 @@ from afa_lora.settings import RecipeError
 from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.failures import GIB
 from afa_lora.tuning.folder import RunFolder
-from afa_lora.tuning.loading import Precision, model_options, training_precision
+from afa_lora.tuning.loading import Precision, training_precision
 
 ADAM_NUMBERS = 2  # for each weight, as many bytes as it has
 
@@ -38,7 +39,7 @@ class Plan:
     Attributes:
         recipe: the recipe.
         args: the Trainer's configuration.
-        precision: the dtypes, and why.
+        precision: the draft's dtypes, and why.
         draft: parameters of the draft itself.
         adapter: parameters of the adapter beside it; 0 without one.
         conversations: to train on, and held out.
@@ -86,7 +87,7 @@ def plan_eagle(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
     """
     args, precision, folder = training_arguments(recipe), training_precision(recipe), RunFolder(recipe.output)
     checkpoint = newest(folder.checkpoints) if folder.check(recipe) else None
-    ends = TargetEnds.load(recipe.model, dtype=precision.compute, **model_options(recipe))
+    ends = TargetEnds.load(recipe.model, dtype=precision.compute)
     sources = open_sources(recipe, ends, report)
     if found := list(faults(recipe, args, sources)):
         raise RecipeError("\n  ".join(["This recipe cannot be run:", *found]))
@@ -150,11 +151,14 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
     recipe, args = plan.recipe, plan.args
     train, test = plan.conversations
     beside = f", and {plan.adapter:,} of the adapter beside them" if plan.adapter else ""
-    folder = recipe.features.folder
+    if recipe.features.folder is None:
+        target = f"running along, frozen, in {str(target_dtype(recipe)).removeprefix('torch.')}"
+    else:
+        target = f"its features from {recipe.features.folder}"
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     free = shutil.disk_usage(next(f for f in (recipe.output, *recipe.output.resolve().parents) if f.exists())).free
     rows = [
-        ("target", f"{recipe.model}, {'its features from ' + str(folder) if folder else 'running along, frozen'}"),
+        ("target", f"{recipe.model}, {target}"),
         ("method", f"{recipe.method}, {plan.precision}"),
         ("draft", f"{f'from {recipe.start}' if recipe.start else 'new'}; {plan.draft:,} parameters trained{beside}"),
         ("conversations", f"{train:,} to train on, {test:,} held out"),

@@ -14,6 +14,7 @@ from afa_lora.tuning.recipe import (
     TRAIN_KEYS_ELSEWHERE,
     TRAIN_TYPES,
     AnnealSettings,
+    Dtype,
     EvaluateSettings,
     LoadSettings,
     TuningRecipe,
@@ -91,14 +92,17 @@ class Recipe(TuningRecipe):
     """eagle, eagle+lora, eagle+dora, eagle+afa-lora or eagle+afa-dora."""
     data: ConversationData
     """The conversations."""
+    load: LoadSettings = LoadSettings()
+    """``dtype`` is what the target computes the features in; the draft's weights are float32, and train.bf16 says what
+    it computes in."""
     features: FeatureSettings = FeatureSettings()
     """Where the target's features are kept."""
     loss: LossSettings = LossSettings()
     """What the draft learns."""
     anneal: DraftAnnealing = DraftAnnealing()
     """The annealed activation."""
-    start: str | None = None
-    """A draft to go on from, as a folder; a new one unless given."""
+    start: UserPath | None = None
+    """A draft to go on from: its folder, or that of the run that trained it; a new one unless given."""
     train: TrainArguments = Field(default_factory=dict)
     """Arguments of `transformers.TrainingArguments`, passed on as they are."""
 
@@ -111,6 +115,11 @@ class Recipe(TuningRecipe):
     def trains_base(self) -> bool:
         """The draft's own weights are trained by every method."""
         return True
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """``load.dtype`` is the target's; the draft's weights are trained, so they are float32."""
+        return "auto"
 
     @property
     def less_memory(self) -> list[str]:

@@ -28,7 +28,7 @@ from afa_lora.running.metrics import TEST
 from afa_lora.settings import RecipeError
 from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.folder import RunFolder
-from afa_lora.tuning.loading import model_options, training_precision
+from afa_lora.tuning.loading import training_precision
 from afa_lora.tuning.run import PROBE_ITEMS, TrainingRun
 
 PROBE_LENGTH = 64  # positions of a conversation on which merged and unmerged draft are compared
@@ -93,7 +93,7 @@ class _Run(TrainingRun):
         recipe, args = self.recipe, self.args
         precision = training_precision(recipe)
         self.say(f"{precision}.")
-        ends = TargetEnds.load(recipe.model, dtype=precision.compute, **model_options(recipe)).to(args.device)
+        ends = TargetEnds.load(recipe.model, dtype=precision.compute).to(args.device)
         sources = open_sources(recipe, ends, self.say)
         if found := list(faults(recipe, args, sources)):
             raise RecipeError("\n  ".join(["This recipe cannot be run:", *found]))
@@ -101,7 +101,7 @@ class _Run(TrainingRun):
             args.eval_strategy = IntervalStrategy.NO
         if self.main:
             self.folder.record_start(sources.facts, self.say)
-        target = running_target(recipe, precision.compute, self.say)
+        target = running_target(recipe, self.say)
         if target is not None:
             target.to(args.device)  # type: ignore[arg-type]
 
@@ -161,6 +161,9 @@ class _Run(TrainingRun):
             with folder_atomic(self.folder.unmerged if adapter else self.folder.draft) as temporary:
                 weights = with_beta(draft.state_dict(), adapter) if adapter else None
                 draft.save_pretrained(temporary, state_dict=weights)
+                if adapter:
+                    # Not beside the weights: transformers would take the folder for an adapter's.
+                    adapter.save_pretrained(str(temporary / "adapter"))
 
 
 def _result(

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from afa_lora.eagle.alignment import counts
-from afa_lora.eagle.conversations import ConversationDataset, data_fingerprint, load_conversations
+from afa_lora.eagle.conversations import ConversationDataset, data_fingerprint
 from afa_lora.eagle.features import FeatureError, FeatureStore
 from afa_lora.eagle.features.index import SPLITS
-from afa_lora.eagle.model import DraftError, EagleDraft, load_draft
+from afa_lora.eagle.inputs import read_conversations, target_dtype, target_tokenizer
+from afa_lora.eagle.model import DraftError, EagleDraft, find_draft, load_draft
 from afa_lora.eagle.recipe import Recipe
 from afa_lora.eagle.target import TargetEnds
 from afa_lora.eagle.templates import marked_template
-from afa_lora.models import ModelError, load_model, read_parts
+from afa_lora.models import load_model
 from afa_lora.tuning.checks import reporting_faults
-from afa_lora.tuning.loading import model_options
 from afa_lora.tuning.trainer import is_sharded
 
 DraftData = FeatureStore | ConversationDataset
@@ -56,9 +56,9 @@ def open_sources(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -
     """
     folder = recipe.features.folder
     if folder is None:
-        return _conversations(recipe, say)
+        return _conversations(recipe, ends, say)
     train, test = (FeatureStore.open(folder, split, ends) for split in SPLITS)
-    train.check_data(recipe.data)
+    train.check(recipe, say)
     _check_template(recipe, train)
     say(f"Features of {len(train):,} conversations to train on and {len(test):,} to test on, from {folder}.")
     facts = {"train_items": len(train), "test_items": len(test), "fingerprint": train.fingerprint}
@@ -66,7 +66,7 @@ def open_sources(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -
 
 
 def _check_template(recipe: Recipe, store: FeatureStore) -> None:
-    digest = marked_template(_tokenizer(recipe), recipe.data.chat_template).digest
+    digest = marked_template(target_tokenizer(recipe), recipe.data.chat_template).digest
     if digest != store.fingerprint["chat_template"]:
         raise FeatureError(
             f"features.folder={str(store.folder)!r} holds features of conversations in another chat template than that "
@@ -74,25 +74,17 @@ def _check_template(recipe: Recipe, store: FeatureStore) -> None:
         )
 
 
-def _conversations(recipe: Recipe, say: Callable[[str], None]) -> Sources:
-    train, test = load_conversations(recipe.data, _tokenizer(recipe), say)
+def _conversations(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -> Sources:
+    train, test = read_conversations(recipe, ends.config, say)
     facts = {"train_items": len(train), "test_items": len(test), "fingerprint": data_fingerprint(train, test)}
     return Sources(ConversationDataset(train), ConversationDataset(test) if test else None, facts)
 
 
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    tokenizer = read_parts(recipe.model, **model_options(recipe)).tokenizer
-    if tokenizer is None:
-        raise ModelError(f"model={recipe.model!r} has no tokenizer, so conversations cannot be read.")
-    return tokenizer
-
-
-def running_target(recipe: Recipe, dtype: torch.dtype, say: Callable[[str], None]) -> PreTrainedModel | None:
+def running_target(recipe: Recipe, say: Callable[[str], None]) -> PreTrainedModel | None:
     """The target, frozen, if it has to run along; it is on the CPU.
 
     Args:
-        recipe: its ``model`` and ``features`` are read.
-        dtype: of its weights.
+        recipe: its ``model``, ``load`` and ``features`` are read.
         say: takes a line if something takes long.
 
     Raises:
@@ -100,7 +92,7 @@ def running_target(recipe: Recipe, dtype: torch.dtype, say: Callable[[str], None
     """
     if recipe.features.folder is not None:
         return None
-    target, _ = load_model(recipe.model, report=say, dtype=dtype, **model_options(recipe))
+    target, _ = load_model(recipe.model, report=say, dtype=target_dtype(recipe))
     return target.requires_grad_(False).eval()
 
 
@@ -112,10 +104,10 @@ def first_draft(recipe: Recipe, ends: TargetEnds, dtype: torch.dtype) -> EagleDr
     """
     if recipe.start is None:
         return ends.new_draft(dtype)
-    draft = load_draft(recipe.start, ends.digest, dtype=dtype)
+    draft = load_draft(str(find_draft(recipe.start)), ends.digest, dtype=dtype)
     if draft.config.hidden_size != ends.config.hidden_size:
         raise DraftError(
-            f"start={recipe.start!r} is a draft with {draft.config.hidden_size} numbers a feature, and "
+            f"start={str(recipe.start)!r} is a draft with {draft.config.hidden_size} numbers a feature, and "
             f"model={recipe.model!r} has {ends.config.hidden_size}. Give a draft that was trained for this target."
         )
     draft.config.target_name, draft.config.target_digest = ends.name, ends.digest

@@ -10,7 +10,6 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from afa_lora.core.dora import opmath
 from afa_lora.core.errors import CorruptedAdapterError
@@ -227,23 +226,6 @@ class ValueClip(TrainerCallback):
         torch.nn.utils.clip_grad_value_(kwargs["model"].parameters(), self._limit)
 
 
-class EpochTest(TrainerCallback):
-    """Has an epoch's test done with its last step, before a checkpoint of that step is written.
-
-    The Trainer does it after that, so a training that goes on from such a checkpoint would leave it out.
-    """
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        epoch = state.epoch or 0.0
-        if args.eval_strategy == IntervalStrategy.EPOCH and epoch.is_integer() and epoch >= args.eval_delay:
-            control.should_evaluate = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        control.should_evaluate = False
-
-
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The recipe's ``train`` section, with `DEFAULTS`.
 
@@ -272,7 +254,7 @@ def make_trainer(
     """
     limit, args.save_total_limit = args.save_total_limit, None  # the sealer's task
     clip = [ValueClip(recipe.loss.value_clip)] if recipe.loss.value_clip else []
-    callbacks = [*annealing(recipe), *clip, EpochTest()]
+    callbacks = [*annealing(recipe), *clip]
     try:
         trainer = EagleTrainer(draft, args, ends, recipe.loss, adapter, target, train, test, callbacks)
     except (ImportError, RuntimeError, ValueError) as error:

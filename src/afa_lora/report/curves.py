@@ -80,6 +80,8 @@ def plot_curves(curves: Sequence[Curve], path: Path, y_label: str = LOSS_IN_NATS
     """Write a PNG with the losses above and, if anything was annealed, β below; annealing windows are shaded."""
     figure, panel = figure_over_beta(curves, y_label)
     for curve in curves:
+        if not curve.loss:  # the training was shorter than train.logging_steps
+            continue
         noisy = len(curve.loss) > 2 * SMOOTHED
         line = smoothed(curve.loss) if noisy else curve.loss
         (drawn,) = panel.plot(*zip(*line, strict=True), label=curve.name, linewidth=1.5)

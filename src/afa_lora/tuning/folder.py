@@ -114,7 +114,7 @@ class RunFolder:
         Raises:
             RecipeError: it holds a finished run, an interrupted run of another recipe, or files of something else.
         """
-        _check_place(self.path)
+        _check_output(self.path)
         if not self.path.exists():
             return False
         if not self.recipe.is_file():
@@ -233,19 +233,27 @@ def print_files(folder: RunFolder, console: Console) -> None:
             console.print(f"{label:<9}{path}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _check_place(output: Path) -> None:
-    """Look whether the folder of a run can be made.
+def check_place(key: str, folder: Path) -> None:
+    """Look whether a folder can be made and written.
+
+    Args:
+        key: the recipe's, which names it.
+        folder: where it is or will be.
 
     Raises:
-        RecipeError: something above it is a file, cannot be written to, or is a run itself.
+        RecipeError: it or something above it is a file or cannot be written to.
     """
-    whole = output.resolve()
+    whole = folder.resolve()
     there = next(folder for folder in (whole, *whole.parents) if folder.exists())
     if not there.is_dir():
-        raise RecipeError(f"output={str(output)!r} cannot be made: {there} is a file. Choose another output.")
+        raise RecipeError(f"{key}={str(folder)!r} cannot be made: {there} is a file. Choose another {key}.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise RecipeError(f"output={str(output)!r} cannot be written: {there} is not writable. Choose another output.")
-    run = next((folder for folder in whole.parents if RunFolder(folder).provenance.is_file()), None)
+        raise RecipeError(f"{key}={str(folder)!r} cannot be written: {there} is not writable. Choose another {key}.")
+
+
+def _check_output(output: Path) -> None:
+    check_place("output", output)
+    run = next((folder for folder in output.resolve().parents if RunFolder(folder).provenance.is_file()), None)
     if run is not None:
         raise RecipeError(f"output={str(output)!r} lies inside the run {run}. Choose another output.")
 

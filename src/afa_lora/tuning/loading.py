@@ -57,7 +57,7 @@ def training_precision(recipe: TuningRecipe) -> Precision:
     hardware, reason = hardware_dtype(device)
     if device == "cpu" and hardware == torch.float32 and not recipe.trains_base:
         reason += "; load.dtype=bfloat16 halves the memory of the weights"
-    named = None if recipe.load.dtype == "auto" else getattr(torch, recipe.load.dtype)
+    named = None if recipe.weights_dtype == "auto" else getattr(torch, recipe.weights_dtype)
     asked = _asked_for(recipe.train)
     compute = asked or named or hardware
     weights = named or (torch.float32 if recipe.trains_base else compute)

@@ -151,6 +151,11 @@ class TuningRecipe(Section):
         return self.method == "full"
 
     @property
+    def weights_dtype(self) -> Dtype:
+        """What the recipe says of the dtype of the model that is trained."""
+        return self.load.dtype
+
+    @property
     def less_memory(self) -> list[str]:
         """Settings that take less memory, most effective first; batch and gradient checkpointing aside."""
         key, default = self.longest

@@ -8,9 +8,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.utils import is_torch_cuda_available, strtobool
 
 from afa_lora import AnnealingCallback
@@ -96,6 +104,24 @@ def annealing(recipe: TuningRecipe, *, keeps_generations: bool = False) -> list[
     return [AnnealingCallback(keeps_generations=keeps_generations)] if recipe.anneals else []
 
 
+class EpochEnd(TrainerCallback):
+    """Has an epoch's test and log done with its last step, before a checkpoint of that step is written.
+
+    The Trainer does them after that, so a training that goes on from such a checkpoint would leave them out.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        epoch = state.epoch or 0.0
+        if epoch.is_integer() or state.global_step >= state.max_steps:
+            control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH and epoch >= args.eval_delay
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log = control.should_evaluate = False
+
+
 def set_callbacks(trainer: Trainer, limit: int | None, *states: TrainerCallback) -> None:
     """Put our callbacks in the place of the Trainer's.
 
@@ -107,7 +133,8 @@ def set_callbacks(trainer: Trainer, limit: int | None, *states: TrainerCallback)
     """
     for callback in (PrinterCallback, ProgressCallback, TensorBoardCallback):  # ours stand in for them
         trainer.remove_callback(callback)
-    for own in (LoggingState(trainer), *states, CheckpointSealer(limit)):  # in this order: what is sealed is whole
+    # in this order: what is sealed is whole
+    for own in (EpochEnd(), LoggingState(trainer), *states, CheckpointSealer(limit)):
         trainer.add_callback(own)
     # before W&B and its like, so that they see β among the logs
     trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, AnnealingCallback))

@@ -1,10 +1,13 @@
 """Greedy decoding with a draft gives the target's own tokens, and stops where they stop."""
 
+import copy
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -12,8 +15,10 @@ from transformers import (
     LogitsProcessorList,
     MaxTimeCriteria,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from afa_lora.eagle.decode import Chain, Drafter, DraftTree, DynamicTree, Shape, SpeculativeDecoding, StaticTree
@@ -215,6 +220,24 @@ def test_custom_stopping_criteria(double: PreTrainedModel, shape: Shape, kind: s
     assert torch.equal(greedy(double, PROMPT, custom_generate=decoding, **options), expected)
 
 
+def test_stop_strings_as_a_criterion(double: PreTrainedModel) -> None:
+    words = {word: number for number, word in enumerate(["<pad>", "Ġ", *map(chr, range(33, 127))])}  # one byte each
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=words, merges=[])))
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    whole = greedy(double, PROMPT)
+    stop = tokenizer.decode(whole[0, PROMPT.shape[1] + 5 : PROMPT.shape[1] + 8])
+    draft = make_draft("perfect", double, greedy(double, PROMPT, 40))
+    for shape in SHAPES:
+        found = [
+            greedy(
+                double, PROMPT, stopping_criteria=StoppingCriteriaList([StopStringCriteria(tokenizer, [stop])]), **way
+            )
+            for way in ({}, {"custom_generate": SpeculativeDecoding(draft, shape)})
+        ]
+        assert torch.equal(*found)
+        assert found[0].shape[1] < whole.shape[1]
+
+
 def test_max_time_stops_at_the_next_token(double: PreTrainedModel) -> None:
     decoding = SpeculativeDecoding(make_draft("perfect", double, greedy(double, PROMPT, 40)), Chain(4))
     over = StoppingCriteriaList([MaxTimeCriteria(max_time=1.0, initial_timestamp=time.time() - 2)])
@@ -301,11 +324,54 @@ def test_a_streamer_hears_the_same(double: PreTrainedModel) -> None:
     assert plain.heard[-1] == "end"
 
 
-def test_the_draft_follows_the_targets_dtype_and_keeps_its_own(target: PreTrainedModel, draft: EagleDraft) -> None:
+class _Falsy(_Listener):
+    """A listener that is False while it has heard nothing."""
+
+    def __len__(self) -> int:
+        return len(self.heard)
+
+
+def test_a_streamer_that_is_false_hears_too(double: PreTrainedModel) -> None:
+    decoding = SpeculativeDecoding(make_draft("random", double, PROMPT), Chain(2))
+    given, direct = _Falsy(), _Falsy()
+
+    def hand_on(model: Any, input_ids: Any, **prepared: Any) -> Any:
+        return decoding(model, input_ids, streamer=direct, **prepared)
+
+    text = greedy(double, PROMPT, streamer=given, custom_generate=decoding)
+    greedy(double, PROMPT, custom_generate=hand_on)
+    assert direct.heard == [[token] for token in text[0, PROMPT.shape[1] :].tolist()] + ["end"]
+    assert given.heard == [PROMPT.tolist(), *direct.heard]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16_chooses_what_one_forward_finds_likeliest(
+    target: PreTrainedModel, draft: EagleDraft, shape: Shape
+) -> None:
     target = target.to(torch.bfloat16)
-    decoding = SpeculativeDecoding(draft, DynamicTree())
-    assert greedy(target, PROMPT, custom_generate=decoding).shape[1] == PROMPT.shape[1] + 23
+    text = greedy(target, PROMPT, custom_generate=SpeculativeDecoding(draft, shape))
+    assert text.shape[1] == PROMPT.shape[1] + 23
     assert draft.dtype == torch.float32
+    logits = target(text).logits[0, PROMPT.shape[1] - 1 : -1].float()
+    chosen = logits.gather(1, text[0, PROMPT.shape[1] :, None])[:, 0]
+    likeliest = logits.amax(1)
+    assert (likeliest - chosen <= 2**-6 * likeliest.abs()).all()  # of a bfloat16's 8 bits, the last two
+    assert (chosen == likeliest).sum() > 18
+
+
+def test_the_fitted_copy_is_kept_until_the_draft_changes(target: PreTrainedModel, draft: EagleDraft) -> None:
+    target, used = target.double(), []
+    decoding = SpeculativeDecoding(draft, Chain(2))
+    for number in range(5):
+        if number == 2:
+            with torch.no_grad():
+                draft.fc.weight.mul_(2)
+        if number == 4:
+            decoding.draft = copy.deepcopy(draft)
+        greedy(target, PROMPT, 3, custom_generate=decoding)
+        used.append(decoding._fitted(target.lm_head.weight))
+        assert torch.equal(used[-1].fc.weight, draft.fc.weight.double())
+    assert [one is other for one, other in pairwise(used)] == [True, False, True, False]
 
 
 def test_an_empty_cache_of_the_caller_is_filled(double: PreTrainedModel, draft: EagleDraft) -> None:

@@ -10,6 +10,7 @@ from transformers import (
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from afa_lora.eagle.decode import Chain, DecodingError, SpeculativeDecoding
-from afa_lora.eagle.model import DraftError, EagleDraft
+from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft
 from afa_lora.eagle.target import TargetEnds
 from tests.eagle.conftest import SHAPE, make_target
 
@@ -71,7 +72,7 @@ def test_a_cache_that_holds_something(target: PreTrainedModel) -> None:
         generate(target, past_key_values=filled_cache(target))
 
 
-def test_further_arguments_and_synchronised_processes(target: PreTrainedModel) -> None:
+def test_further_arguments(target: PreTrainedModel) -> None:
     draft = TargetEnds.of(target, "tiny").new_draft()
     decoding = SpeculativeDecoding(draft, Chain(2))
     prepared: dict[str, Any] = {}
@@ -83,8 +84,6 @@ def test_further_arguments_and_synchronised_processes(target: PreTrainedModel) -
     target.generate(PROMPT, max_new_tokens=4, custom_generate=catch)
     with pytest.raises(DecodingError, match="token_type_ids: not handed on"):
         decoding(target, **prepared, token_type_ids=torch.zeros_like(PROMPT))
-    with pytest.raises(DecodingError, match="synced_gpus=True"):
-        decoding(target, **prepared, synced_gpus=True)
     assert decoding(target, **prepared).shape == (1, 7)
 
 
@@ -136,7 +135,7 @@ def test_an_architecture_without_drafts(target: PreTrainedModel) -> None:
 def test_a_target_over_several_devices(target: PreTrainedModel) -> None:
     draft = TargetEnds.of(target, "tiny").new_draft()
     decoding = SpeculativeDecoding(draft, Chain(2))
-    target.lm_head.to("meta")
+    target.model.layers[1].mlp.to("meta")  # neither the first nor the last of its weights
     with pytest.raises(DecodingError, match=r"on cpu and meta. Load it on one device"):
         target.generate(PROMPT, max_new_tokens=4, custom_generate=decoding)
 
@@ -146,3 +145,12 @@ def test_a_draft_for_another_target(target: PreTrainedModel) -> None:
     torch.nn.init.normal_(other.model.norm.weight)
     with pytest.raises(DraftError, match=r"trained for another target, other.*train a draft for this one"):
         generate(target, TargetEnds.of(other, "other").new_draft())
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 64}, {"vocab_size": 100}], ids=str)
+def test_a_draft_of_other_shapes_that_remembers_no_target(target: PreTrainedModel, settings: dict[str, int]) -> None:
+    draft = EagleDraft(EagleConfig.of_target(LlamaConfig(**{**SHAPE, **settings}), "other", "")).eval()
+    draft.config.target_digest = None
+    ((key, value),) = settings.items()
+    with pytest.raises(DraftError, match=f"{key}: the draft has {value}, .* has {SHAPE[key]}"):
+        generate(target, draft)

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.eagle.model import DraftError, EagleDraft, check_architecture
+from afa_lora.eagle.model import DraftError, EagleDraft, check_architecture, same_target
 from afa_lora.eagle.target import TargetEnds
 
 ATTENTION = ("sdpa", "eager")
@@ -28,10 +28,16 @@ def check_draft(draft: EagleDraft, ends: TargetEnds) -> None:
     """Refuse a draft of another target, and one that takes no tree.
 
     Raises:
-        DraftError: it was trained for another target.
+        DraftError: it was trained for another target, or has other shapes than this one.
         DecodingError: its attention takes no mask of a tree.
     """
-    if draft.config.target_digest not in (None, ends.digest):
+    for key in ("hidden_size", "vocab_size"):
+        if (mine := getattr(draft.config, key)) != (theirs := getattr(ends.config, key)):
+            raise DraftError(
+                f"{key}: the draft has {mine}, {ends.name} has {theirs}, so it is the draft of another target. Give "
+                "that target, or train a draft for this one."
+            )
+    if not same_target(draft.config.target_digest, ends.digest):
         raise DraftError(
             f"The draft was trained for another target, {draft.config.target_name}, not for {ends.name}. Its features "
             "mean nothing to this one. Give that target, or train a draft for this one."
@@ -58,21 +64,19 @@ def check_target(model: PreTrainedModel, name: str) -> None:
         )
     if (kind := (config.rope_parameters or {}).get("rope_type")) == "longrope":
         raise DecodingError(f"rope_type={kind!r}: its positions change with the length. Decode without a draft.")
-    devices = {module.weight.device for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or "meta" in {device.type for device in devices}:
         raise DecodingError(
-            f"The target's embedding and output layer are on {' and '.join(sorted(map(str, devices)))}. Load it on one "
-            "device."
+            f"The target's weights are on {' and '.join(sorted(map(str, devices)))}. Load it on one device."
         )
 
 
-def check_generation(config: GenerationConfig, input_ids: Tensor, synced: bool, given: dict[str, Any]) -> None:
+def check_generation(config: GenerationConfig, input_ids: Tensor, given: dict[str, Any]) -> None:
     """Refuse a way to generate other than greedy decoding or sampling of one text.
 
     Args:
         config: as ``generate`` prepared it.
         input_ids: (texts, length).
-        synced: ``synced_gpus``.
         given: what ``generate`` hands over beside the tokens.
 
     Raises:
@@ -97,8 +101,6 @@ def check_generation(config: GenerationConfig, input_ids: Tensor, synced: bool, 
     further = {key for key, value in given.items() if value is not None and value is not False} - KNOWN_KEYS
     if further:
         raise DecodingError(f"{', '.join(sorted(further))}: not handed on while decoding with a draft. Leave it out.")
-    if synced:
-        raise DecodingError("synced_gpus=True: processes that share a target need not accept alike. Use one process.")
 
 
 def check_cache(cache: Cache | None, use_cache: bool | None) -> DynamicCache:

@@ -33,18 +33,22 @@ class SpeculativeDecoding:
     output has the target's own distribution.
 
     Args:
-        draft: trained for the target. Where it is not in the target's dtype and on its device, each call takes a copy
-            that is.
+        draft: trained for the target. Where it is not in the target's dtype and on its device, a copy that is gets
+            made, and kept until the draft changes.
         shape: what to propose in a cycle.
 
     Attributes:
         last: how the last generation went.
+
+    ``generate`` applies ``stop_strings`` to no ``custom_generate``; give the criterion itself instead:
+    ``stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]``.
     """
 
     def __init__(self, draft: EagleDraft, shape: Shape = DynamicTree()) -> None:  # noqa: B008 (frozen)
         self.draft = draft
         self.shape = shape
         self.last = DecodingStats()
+        self._copy: tuple[tuple[object, ...], EagleDraft] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -54,7 +58,6 @@ class SpeculativeDecoding:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        synced_gpus: bool = False,
         streamer: BaseStreamer | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -67,16 +70,15 @@ class SpeculativeDecoding:
             DecodingError: this cannot be done with a draft.
             DraftError: the draft is of another target, or the target of an architecture without drafts.
         """
-        check_generation(generation_config, input_ids, synced_gpus, model_kwargs)
+        check_generation(generation_config, input_ids, model_kwargs)
         name = model.config.name_or_path or "the target"
         check_target(model, name)
         ends = TargetEnds.of(model, name)
         check_draft(self.draft, ends)
         cache = check_cache(model_kwargs.get("past_key_values"), model_kwargs.get("use_cache"))
         watch = Stopwatch(ends.embedding.device)
-        output = Output(
-            input_ids, logits_processor, stopping_criteria, generation_config, streamer or streamer_of_generate()
-        )
+        streamer = streamer_of_generate() if streamer is None else streamer
+        output = Output(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
         process = DraftProcess(logits_processor)
         sampled = bool(generation_config.do_sample)
         drafter = Drafter(self._fitted(ends.embedding), ends, self.shape, sample=sampled, process=process, watch=watch)
@@ -90,8 +92,15 @@ class SpeculativeDecoding:
         """The draft in the target's dtype, on its device."""
         if self.draft.dtype == like.dtype and self.draft.device == like.device:
             return self.draft
-        fitted: EagleDraft = copy.deepcopy(self.draft).to(like.device, like.dtype)  # type: ignore[arg-type]
-        return fitted
+        weights = tuple(self.draft.parameters())
+        versions = tuple(
+            0 if weight.is_inference() else weight._version for weight in weights
+        )  # counts changes in place
+        state = (self.draft, like.dtype, like.device, versions, tuple(map(id, weights)))
+        if self._copy is None or self._copy[0] != state:
+            fitted: EagleDraft = copy.deepcopy(self.draft).to(like.device, like.dtype)  # type: ignore[arg-type]
+            self._copy = (state, fitted)
+        return self._copy[1]
 
 
 def room_left(length: int, max_length: int, position: int, positions: int) -> int:

@@ -96,7 +96,7 @@ def streamer_of_generate() -> BaseStreamer | None:
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is generate:
-            streamer: BaseStreamer | None = frame.f_locals["streamer"]
+            streamer: BaseStreamer | None = frame.f_locals.get("streamer")
             return streamer
         frame = frame.f_back
     return None

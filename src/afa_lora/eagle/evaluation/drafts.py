@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from afa_lora.eagle.model import DraftError, EagleDraft, load_draft
+from afa_lora.eagle.decode.checks import check_draft
+from afa_lora.eagle.model import DraftError, EagleDraft, find_draft, load_draft
 from afa_lora.eagle.target import TargetEnds
 from afa_lora.evaluation.commonsense.settings import weights_fingerprint
 
@@ -43,21 +44,6 @@ def name_drafts(given: Sequence[str]) -> dict[str, str]:
     return {(name if short.count(name) == 1 else text): text for name, text in zip(short, given, strict=True)}
 
 
-def find_draft(given: str) -> str:
-    """The folder with a draft's weights: that of a run holds it as ``draft/``.
-
-    Raises:
-        DraftError: there is none.
-    """
-    for folder in (Path(given, "draft"), Path(given)):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    raise DraftError(
-        f"draft={given!r} is neither the folder of a run of afa eagle train with a draft/ in it, nor that of a draft "
-        f"with a config.json. {UNTRAINED!r} names the untrained draft."
-    )
-
-
 def load_drafts(given: Mapping[str, str], ends: TargetEnds) -> list[NamedDraft]:
     """Load drafts, in the dtype and onto the device of the target's ends.
 
@@ -85,6 +71,7 @@ def untrained_draft(ends: TargetEnds) -> EagleDraft:
 
 
 def _load(place: str, ends: TargetEnds) -> EagleDraft:
-    draft = load_draft(find_draft(place), ends.digest, dtype=ends.embedding.dtype)
+    draft = load_draft(str(find_draft(Path(place))), ends.digest, dtype=ends.embedding.dtype)
+    check_draft(draft, ends)
     placed: EagleDraft = draft.to(ends.embedding.device)  # type: ignore[arg-type]
     return placed

@@ -19,6 +19,8 @@ class LiveCounts:
     Attributes:
         plain: seconds of plain greedy decoding.
         speculative: seconds of speculative decoding.
+        plain_tokens: that plain decoding gave.
+        tokens: that speculative decoding gave; rounding may make it another answer, of another length.
         plain_equal: whether plain decoding gave the recorded tokens again.
         equal: whether speculative decoding gave the recorded tokens.
         accepted: of each cycle of the speculative decoding, how many draft tokens were accepted and kept.
@@ -26,14 +28,23 @@ class LiveCounts:
 
     plain: float
     speculative: float
+    plain_tokens: int
+    tokens: int
     plain_equal: bool
     equal: bool
     accepted: tuple[int, ...]
+
+    @property
+    def plain_for_as_many(self) -> float:
+        """Seconds of plain decoding for as many tokens as speculative decoding gave."""
+        return self.plain * self.tokens / self.plain_tokens
 
     def __add__(self, other: LiveCounts) -> LiveCounts:
         return LiveCounts(
             self.plain + other.plain,
             self.speculative + other.speculative,
+            self.plain_tokens + other.plain_tokens,
+            self.tokens + other.tokens,
             self.plain_equal and other.plain_equal,
             self.equal and other.equal,
             self.accepted + other.accepted,
@@ -71,6 +82,8 @@ class LiveRun:
         return LiveCounts(
             done["plain"][1],
             done["speculative"][1],
+            len(done["plain"][0]) - turn.prompt,
+            len(done["speculative"][0]) - turn.prompt,
             equal["plain"],
             equal["speculative"],
             tuple(self._decoding.last.accepted),

@@ -57,10 +57,10 @@ class AlphaCounts:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number with its 95 % interval: a bootstrap over prompts."""
+    """A number with its 95 % interval: a bootstrap over prompts; None where a set has one prompt only."""
 
     value: float
-    interval_95: Interval
+    interval_95: Interval | None
 
 
 Totals = np.ndarray
@@ -94,7 +94,7 @@ def pooled(by_set: Sequence[Totals]) -> Measure | None:
     if not _some(by_set):
         return None
     value = float(np.mean([totals[:, 0].sum() / totals[:, 1].sum() for totals in by_set]))
-    return Measure(value, bootstrap_ratio_interval(by_set))
+    return Measure(value, bootstrap_ratio_interval(by_set) if _some(by_set, 2) else None)
 
 
 def per_prompt(by_set: Sequence[Totals]) -> Measure | None:
@@ -102,21 +102,22 @@ def per_prompt(by_set: Sequence[Totals]) -> Measure | None:
     if not _some(by_set):
         return None
     ratios = _ratios(by_set)
-    return Measure(float(np.mean([values.mean() for values in ratios])), bootstrap_average_interval(ratios))
+    value = float(np.mean([values.mean() for values in ratios]))
+    return Measure(value, bootstrap_average_interval(ratios) if _some(by_set, 2) else None)
 
 
 def compare_pooled(first: Sequence[Totals], second: Sequence[Totals]) -> PairedTest | None:
-    """The first draft's `pooled` less the second one's, on the same prompts."""
-    return paired_ratio_test(first, second) if _some(first) else None
+    """The first draft's `pooled` less the second one's, on the same prompts; None where a set has one only."""
+    return paired_ratio_test(first, second) if _some(first, 2) else None
 
 
 def compare_per_prompt(first: Sequence[Totals], second: Sequence[Totals]) -> PairedTest | None:
-    """The first draft's `per_prompt` less the second one's, on the same prompts."""
-    return paired_test(_ratios(first), _ratios(second)) if _some(first) else None
+    """The first draft's `per_prompt` less the second one's, on the same prompts; None where a set has one only."""
+    return paired_test(_ratios(first), _ratios(second)) if _some(first, 2) else None
 
 
-def _some(by_set: Sequence[Totals]) -> bool:
-    return bool(by_set) and all(len(totals) for totals in by_set)
+def _some(by_set: Sequence[Totals], least: int = 1) -> bool:
+    return bool(by_set) and all(len(totals) >= least for totals in by_set)
 
 
 def _ratios(by_set: Sequence[Totals]) -> list[np.ndarray]:

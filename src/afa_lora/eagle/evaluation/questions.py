@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from afa_lora.core.errors import AfaLoraError, closest
 from afa_lora.files import write_atomic
@@ -19,6 +20,7 @@ from afa_lora.files import write_atomic
 SETS = ("mt-bench", "gsm8k", "humaneval", "alpaca")
 """The sets of the paper's table 3."""
 FILE = "question.jsonl"
+LONGEST_ID = 200  # as the name of a file, percent-encoded
 PUBLISHED = (
     "The four sets are published in the repository SafeAILab/EAGLE on GitHub, as eagle/data/SET/question.jsonl; a set "
     'of your own has lines such as {"question_id": 1, "turns": ["What is 2 + 2?"]}.'
@@ -73,6 +75,8 @@ def load_questions(folder: Path, sets: Sequence[str] = SETS, limit: int | None =
 
 
 def _file(folder: Path, name: str) -> Path:
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise QuestionError(f"sets={name!r} is no name of a folder in {folder}. Give such names, without a path.")
     for spelt in (name, name.replace("-", "_")):
         if (path := folder / spelt / FILE).is_file():
             return path
@@ -109,6 +113,13 @@ def _question(line: bytes, where: str, name: str) -> Question:
         raise QuestionError(f"{where}: turns must be a list of texts, at least one, none of them empty.")
     if isinstance(number, bool) or not isinstance(number, int | str):
         raise QuestionError(f"{where}: question_id={number!r} must be a whole number or a text.")
+    try:
+        "".join(turns).encode()
+        encoded = quote(str(number), safe="")
+    except UnicodeEncodeError as error:
+        raise QuestionError(f"{where} is no text: {error}. Mend or remove that line.") from error
+    if len(encoded) > LONGEST_ID:
+        raise QuestionError(f"{where}: question_id={encoded[:20]}… is too long for a file's name. Give a shorter one.")
     return Question(name, str(number), tuple(turns))
 
 

@@ -233,7 +233,7 @@ def answer(model: PreTrainedModel, prompt: Tensor, max_new_tokens: int) -> Turn:
         tokens, seconds = generate(model, prompt, max_new_tokens)
     finally:
         with_hook.remove()
-    return Turn(tokens.cpu(), len(prompt), torch.cat(features).cpu(), seconds)
+    return Turn(tokens.cpu(), len(prompt), torch.cat(features)[: len(tokens) - 1].cpu(), seconds)
 
 
 def generate(model: PreTrainedModel, prompt: Tensor, max_new_tokens: int, **options: Any) -> tuple[Tensor, float]:

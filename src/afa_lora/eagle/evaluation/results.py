@@ -140,8 +140,10 @@ def _timed(
     live: Mapping[str, ByPrompt[LiveCounts]],
     cycles: Mapping[tuple[str, str, str], ByPrompt[PromptCounts]],
 ) -> dict[str, Any]:
-    """The speed-up of each set: seconds of plain decoding over those of speculative decoding."""
-    totals = {name: np.array([(run.plain, run.speculative) for run in live[name].values()]) for name in live}
+    """The speed-up of each set: seconds a token of plain decoding over those of speculative decoding."""
+    totals = {
+        name: np.array([(run.plain_for_as_many, run.speculative) for run in live[name].values()]) for name in live
+    }
     return {
         "draft": draft,
         "shape": shape,
@@ -151,6 +153,8 @@ def _timed(
                 "prompts": len(runs),
                 "plain_seconds": sum(run.plain for run in runs.values()),
                 "speculative_seconds": sum(run.speculative for run in runs.values()),
+                "plain_tokens": sum(run.plain_tokens for run in runs.values()),
+                "speculative_tokens": sum(run.tokens for run in runs.values()),
                 "plain_equal": sum(run.plain_equal for run in runs.values()),
                 "equal": sum(run.equal for run in runs.values()),
                 "cycles_as_replayed": sum(

@@ -18,7 +18,7 @@ from afa_lora.core.errors import AfaLoraError, InvalidSettingError
 from afa_lora.eagle.decode import Drafter, Shape, parse_shape
 from afa_lora.eagle.evaluation.alpha import STEPS, alpha_counts
 from afa_lora.eagle.evaluation.counts import Counts, Entry
-from afa_lora.eagle.evaluation.drafts import UNTRAINED, NamedDraft, find_draft, load_drafts
+from afa_lora.eagle.evaluation.drafts import UNTRAINED, NamedDraft, load_drafts
 from afa_lora.eagle.evaluation.live import LiveCounts, LiveRun
 from afa_lora.eagle.evaluation.measures import AlphaCounts, PromptCounts
 from afa_lora.eagle.evaluation.questions import Question, load_questions
@@ -28,6 +28,7 @@ from afa_lora.eagle.evaluation.results import DraftEvaluation, summarise
 from afa_lora.eagle.evaluation.settings import DraftEvaluationSettings
 from afa_lora.eagle.evaluation.tables import markdown
 from afa_lora.eagle.evaluation.target import EvaluatedTarget
+from afa_lora.eagle.model import find_draft
 from afa_lora.evaluation.generate import evaluating
 from afa_lora.files import remove_leftovers, write_atomic
 from afa_lora.report.progress import progress_bar
@@ -88,7 +89,7 @@ def evaluate_drafts(
     questions = load_questions(data, settings.sets, settings.limit)
     for place in drafts.values():
         if place != UNTRAINED:
-            find_draft(place)
+            find_draft(Path(place))
     console = console or Console()
 
     def say(text: str) -> None:
@@ -182,7 +183,7 @@ class _Work:
             return asdict(_sum([run.decode(turn) for turn in self._record.read(question)]))
 
         with evaluating(self._target.model):
-            entries = self._fill("live", draft, shape, count)
+            entries = self._fill("times", draft, shape, count)
         kept = [{key: value for key, value in entry.items() if key != "answers"} for entry in entries]
         return [LiveCounts(**{**entry, "accepted": tuple(entry["accepted"])}) for entry in kept]
 
@@ -190,9 +191,9 @@ class _Work:
         self, what: str, draft: NamedDraft, shape: Shape | None, count: Callable[[Question], Entry]
     ) -> list[Entry]:
         key = {"what": what, "weights": draft.weights} | ({} if shape is None else {"shape": _shape_key(shape)})
-        key |= {"hardware": self._target.hardware} if what == "live" else {}
+        key |= {"hardware": self._target.hardware} if what == "times" else {}
         title = " ".join(filter(None, (draft.name, "n-α" if shape is None else str(shape))))
-        kind = "decode" if what == "live" else "replay"
+        kind = "decode" if what == "times" else "replay"
         bar = self._progress.add_task(kind, total=len(self._questions), note=title, visible=False)
 
         def shown(question: Question) -> Entry:  # no bar for what was counted before

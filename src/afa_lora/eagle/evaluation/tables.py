@@ -91,8 +91,8 @@ def make_notes(evaluation: DraftEvaluation) -> list[str]:
         parts = [part for run in evaluation.results["live"] for part in run["sets"].values()]
         changed = sum(part["prompts"] - part["plain_equal"] for part in parts)
         notes.append(
-            "Speed-up: seconds of plain greedy decoding over those of speculative decoding, one prompt at a time, "
-            "alternating. Equal: questions whose answers are the recorded ones, token by token."
+            "Speed-up: seconds a token of plain greedy decoding over those of speculative decoding, one prompt at a "
+            "time, alternating. Equal: questions whose answers are the recorded ones, token by token."
         )
         if changed or any(part["equal"] < part["prompts"] for part in parts):
             notes.append(
@@ -157,7 +157,9 @@ def _speed(evaluation: DraftEvaluation, basis: str) -> Rows:
             plain, with_draft, equal, prompts = (
                 sum(part[key] for part in parts) for key in ("plain_seconds", "speculative_seconds", "equal", "prompts")
             )
-            cells = [_value(speed_up, 2), _interval(speed_up, 2), f"{plain:.1f}", f"{with_draft:.1f}"]
+            # An average of sets' ratios is not the ratio of their summed seconds.
+            seconds = [f"{plain:.1f}", f"{with_draft:.1f}"] if name in run["sets"] else ["", ""]
+            cells = [_value(speed_up, 2), _interval(speed_up, 2), *seconds]
             rows.append((run["shape"], run["draft"], name, *cells, f"{equal} of {prompts}"))
     title = f"Speed-up over plain decoding on {evaluation.settings['hardware']} ({basis})"
     heads = ("shape", "draft", "set", "speed-up", "95 % interval", "plain s", "draft s", "equal")
@@ -173,7 +175,8 @@ def _percent(measure: Mapping[str, Any] | None) -> str:
 
 
 def _interval(measure: Mapping[str, Any] | None, decimals: int = 3) -> str:
-    return NOTHING if measure is None else " to ".join(f"{bound:.{decimals}f}" for bound in measure["interval_95"])
+    interval = None if measure is None else measure["interval_95"]
+    return NOTHING if interval is None else " to ".join(f"{bound:.{decimals}f}" for bound in interval)
 
 
 def _signed(number: float) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from afa_lora.data.records import Message, counted
 from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.templates import DATE
 from afa_lora.models import ModelError, hardware_dtype, load_model, read_parts
 
 
@@ -62,8 +63,8 @@ class EvaluatedTarget:
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Tensor:
-    """A conversation that the model is to go on with, by its chat template: (length,) int64."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    """A conversation that the model is to go on with, by its chat template: (length,) int64. Today is always `DATE`."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, date_string=DATE)
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from afa_lora.eagle.export.formats import Format
 from afa_lora.eagle.model import EagleConfig
-from afa_lora.models import EMBEDDED, embedded_folder
+from afa_lora.models import EMBEDDED
 
 TOKENS = 3  # drafted in a cycle unless the user asks for others; what vLLM's own examples have
 HERE = "path/to/this/folder"
+THERE = "path/to/the/target"  # where the target has no name that other programs know
 NOTES = {
     "vllm": "vLLM drafts a chain. Embedding and output layer come from the target, tied or not.",
     "sglang": "SGLang drafts a tree. `fc.bias` is zero: SGLang's `fc` has a bias, the draft none.",
@@ -51,7 +52,7 @@ Made with afa-lora.
 
 def usage(form: Format, target: str, folder: str) -> str:
     """The command, or the lines of Python, that serve the draft in ``folder`` with its target."""
-    target = str(embedded_folder(target)) if target in EMBEDDED else target
+    target = THERE if target in EMBEDDED else target
     if form.name == "vllm":
         options = json.dumps({"method": "eagle", "model": folder, "num_speculative_tokens": TOKENS})
         return shlex.join(["vllm", "serve", target, "--speculative-config", options])
@@ -83,7 +84,7 @@ def card(form: Format, target: str, config: EagleConfig) -> str:
         title=target,
         program=form.program,
         language="python" if form.name == "safeailab" else "sh",
-        usage=usage(form, "path/to/the/target" if target in EMBEDDED else target, HERE),
+        usage=usage(form, target, HERE),
         note=NOTES[form.name],
         shape=f"{config.hidden_size}, {config.num_attention_heads}, {config.num_key_value_heads}, {config.head_dim}",
         sizes=f"{config.vocab_size}, {config.max_position_embeddings}",

@@ -13,11 +13,12 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from afa_lora.core.errors import unknown_name
-from afa_lora.eagle.export.card import card, usage
+from afa_lora.eagle.export.card import THERE, card, usage
 from afa_lora.eagle.export.formats import FORMATS, dtype_name
-from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, load_draft
+from afa_lora.eagle.model import EagleDraft, find_draft, load_draft
 from afa_lora.eagle.target import TargetEnds
 from afa_lora.files import folder_atomic, write_atomic
+from afa_lora.models import EMBEDDED
 from afa_lora.serving import Export, ExportError
 from afa_lora.serving.source import check_out, writing
 
@@ -53,6 +54,7 @@ def export_draft(path: Path, out: Path, *, to: str, model: str | None = None, dt
     target = model or draft.config.target_name or "TARGET"
     form = FORMATS[to]
     config, tensors = form.config(draft.config, chosen), form.tensors(draft, chosen)
+    to_serve = usage(form, target, str(out.resolve()))
     with writing(out), folder_atomic(out) as temporary:
         try:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -62,27 +64,13 @@ def export_draft(path: Path, out: Path, *, to: str, model: str | None = None, dt
         write_atomic(temporary / CARD, card(form, target, draft.config))
         check_written(temporary, tensors, form.names, draft)
     count = sum(tensor.numel() for tensor in tensors.values())
-    checks = (f"Read back: {len(tensors)} tensors, {count / 1e6:.1f} M numbers in {dtype_name(chosen)}, as they were.",)
-    return Export(out, checks, usage(form, target, str(out.resolve())))
-
-
-def find_draft(path: Path) -> Path:
-    """The folder of the draft in ``path``: itself, or ``draft/`` of a run.
-
-    Raises:
-        DraftError: there is none.
-    """
-    for folder in (path, path / "draft"):
-        if _is_draft(folder):
-            return folder
-    if not path.is_dir():
-        raise DraftError(f"There is no folder {path} (looked for it in {Path.cwd()}).")
-    if (path / "recipe.yaml").is_file():
-        raise DraftError(
-            f"{path} is a run without a draft: an unfinished one, or of another workflow. Finish it: afa eagle train "
-            f"{path / 'recipe.yaml'}"
+    checks = [f"Read back: {len(tensors)} tensors, {count / 1e6:.1f} M numbers in {dtype_name(chosen)}, as they were."]
+    if target in EMBEDDED:
+        folder = (
+            f"python -c 'from afa_lora.models import embedded_folder; print(embedded_folder({json.dumps(target)}))'"
         )
-    raise DraftError(f"{path} holds no draft, nor a folder draft/ with one. Give that of a run of afa eagle train.")
+        checks.append(f"For {THERE} put the folder of {target}, which this tells: {folder}")
+    return Export(out, tuple(checks), to_serve)
 
 
 def check_written(folder: Path, tensors: dict[str, Tensor], names: frozenset[str], draft: EagleDraft) -> None:
@@ -105,14 +93,6 @@ def check_written(folder: Path, tensors: dict[str, Tensor], names: frozenset[str
             f"the draft that was written has other tensors than its loader asks for: {', '.join(sorted(wrong))}. "
             "Nothing was kept."
         )
-    rope = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(folder))
-    if not torch.equal(rope.inv_freq, LlamaRotaryEmbedding(draft.config).inv_freq):
+    rope, wanted = LlamaRotaryEmbedding(LlamaConfig.from_pretrained(folder)), LlamaRotaryEmbedding(draft.config)
+    if not torch.equal(rope.inv_freq, wanted.inv_freq) or rope.attention_scaling != wanted.attention_scaling:
         raise ExportError("the configuration that was written has another rope than the draft's. Nothing was kept.")
-
-
-def _is_draft(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == EagleConfig.model_type

@@ -21,7 +21,7 @@ from afa_lora.core.errors import AfaLoraError
 from afa_lora.files import write_atomic
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
 SPLITS: tuple[Split, ...] = ("train", "test")
 DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16")}  # safetensors' names
 BESIDE = 8 + 1  # bytes of a token's id and of whose it is
@@ -80,12 +80,14 @@ class Index:
         target: the target's name, as it was given.
         fingerprint: what the features are of.
         data: the recipe's ``data``.
+        sources: its conversations, as `afa_lora.eagle.conversations.source_names` tells them.
         splits: the plan of each split.
     """
 
     target: str
     fingerprint: Fingerprint
     data: dict[str, Any]
+    sources: list[str]
     splits: dict[Split, SplitPlan]
 
     def mark(self, shard: Shard) -> str:
@@ -123,14 +125,16 @@ class Index:
                     f"features.folder={str(folder)!r} holds features of form {found['format']}, and this version reads "
                     f"form {FORMAT}. Write them again, into another folder."
                 )
-            splits = {split: _plan(found["splits"][split]) for split in SPLITS}
-            return cls(found["target"], found["fingerprint"], found["data"], splits)
+            splits = {split: _plan(split, found["splits"][split]) for split in SPLITS}
+            return cls(found["target"], found["fingerprint"], found["data"], found["sources"], splits)
         except FileNotFoundError as error:
             raise FeatureError(
                 f"features.folder={str(folder)!r} holds no features: there is no {INDEX}. Write them: "
                 "afa eagle features RECIPE"
             ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except NotADirectoryError as error:
+            raise FeatureError(f"features.folder={str(folder)!r} is a file. Name a folder.") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise FeatureError(
                 f"{path} is damaged ({error!r}). Remove the folder and run afa eagle features with its recipe again."
             ) from error
@@ -182,8 +186,8 @@ def make_plan(split: Split, lengths: Sequence[int], batch_tokens: int, shard_tok
             room = shard_tokens
         files[-1].append(batch)
         room -= tokens
-    names = [f"{split}-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
-    return SplitPlan(list(lengths), [Shard(name, parts) for name, parts in zip(names, files, strict=True)])
+    shards = [Shard(name, parts) for name, parts in zip(_names(split, len(files)), files, strict=True)]
+    return SplitPlan(list(lengths), shards)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -192,5 +196,15 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys if there.get(key) != here.get(key)]
 
 
-def _plan(found: Mapping[str, Any]) -> SplitPlan:
-    return SplitPlan(found["lengths"], [Shard(shard["file"], shard["batches"]) for shard in found["shards"]])
+def _names(split: Split, files: int) -> list[str]:
+    return [f"{split}-{number:05d}-of-{files:05d}.safetensors" for number in range(1, files + 1)]
+
+
+def _plan(split: Split, found: Mapping[str, Any]) -> SplitPlan:
+    """Raises a ValueError unless it is one that `make_plan` can have made."""
+    plan = SplitPlan(found["lengths"], [Shard(shard["file"], shard["batches"]) for shard in found["shards"]])
+    if [shard.file for shard in plan.shards] != _names(split, len(plan.shards)):
+        raise ValueError(f"the files of {split} have other names")
+    if sorted(item for shard in plan.shards for item in shard.items) != [*range(len(plan.lengths))]:
+        raise ValueError(f"an item of {split} is there twice or not at all")
+    return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from afa_lora.data.records import DataError
+from afa_lora.eagle.conversations import source_names
 from afa_lora.eagle.features.index import AGAIN, FeatureError, Fingerprint, Index, Split
-from afa_lora.eagle.recipe import ConversationData
+from afa_lora.eagle.model import same_target
+from afa_lora.eagle.recipe import Recipe
 from afa_lora.eagle.target import TargetEnds
 
-COMPARED = ("limit", "test_items", "max_length")  # of the recipe's data; conversations may have been moved since
+COMPARED = ("limit", "test_items", "max_length")  # of the recipe's data
 
 
 class FeatureStore(Dataset[dict[str, Tensor]]):
@@ -61,18 +65,40 @@ class FeatureStore(Dataset[dict[str, Tensor]]):
         """What the features are of."""
         return self.index.fingerprint
 
-    def check_data(self, data: ConversationData) -> None:
-        """Compare with a recipe's ``data``; the conversations themselves are not read for it.
+    def check(self, recipe: Recipe, say: Callable[[str], None]) -> None:
+        """Compare with what a recipe would write; the conversations themselves are not read for it.
+
+        Files are told by their names and sizes, so they may have been moved; files that are gone are not compared.
+
+        Args:
+            recipe: its ``data``, ``features.dtype`` and ``load.dtype`` are read.
+            say: takes a line if the conversations are not here.
 
         Raises:
-            FeatureError: they were written with another length or another number of conversations.
+            FeatureError: they were written with other settings, or from other files.
         """
-        here = data.model_dump(mode="json")
+        fingerprint, here = self.fingerprint, recipe.data.model_dump(mode="json")
         other = [f"data.{key}={self.index.data[key]}" for key in COMPARED if self.index.data[key] != here[key]]
+        if fingerprint["dtype"] != recipe.features.dtype:
+            other.append(f"features.dtype={fingerprint['dtype']}")
+        if recipe.load.dtype not in ("auto", fingerprint["computed_in"]):
+            other.append(f"load.dtype={fingerprint['computed_in']}")
+        folder = f"features.folder={str(self.folder)!r}"
         if other:
             raise FeatureError(
-                f"features.folder={str(self.folder)!r} was written with {', '.join(other)}. Set the same here, or "
-                "write features for this recipe into another features.folder."
+                f"{folder} was written with {', '.join(other)}. Set the same here, or write features for this recipe "
+                "into another features.folder."
+            )
+        try:
+            sources = source_names(recipe.data.conversations)
+        except DataError as error:
+            say(f"Not compared with the conversations that {folder} was written from: {error}")
+            return
+        if sources != self.index.sources:
+            raise FeatureError(
+                f"{folder} was written from other conversations:\n  there: {_shown(self.index.sources)}\n  here: "
+                f"{_shown(sources)}\nGive the same, or another features.folder. If only the files are others and what "
+                "they hold is the same, run afa eagle features again: it compares that."
             )
 
     def __len__(self) -> int:
@@ -98,5 +124,9 @@ def _check_target(folder: Path, index: Index, ends: TargetEnds) -> None:
     remedy = "Give that target as model, or write features of this one into another features.folder."
     if there != here:
         raise FeatureError(f"{origin} with {there} numbers each, and model={ends.name!r} has {here}. {remedy}")
-    if index.fingerprint["target_digest"] != ends.digest:
+    if not same_target(index.fingerprint["target_digest"], ends.digest):
         raise FeatureError(f"{origin}, and model={ends.name!r} has other weights. {remedy}")
+
+
+def _shown(sources: list[str]) -> str:
+    return f"{', '.join(sources[:3])}{f' and {len(sources) - 3} more' if len(sources) > 3 else ''}"

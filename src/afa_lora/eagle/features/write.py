@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import disk_usage
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from afa_lora.eagle.conversations import Conversation, data_fingerprint, load_conversations
+from afa_lora.eagle.conversations import Conversation, data_fingerprint, source_names
 from afa_lora.eagle.features.index import (
     DTYPES,
     INDEX,
@@ -34,16 +34,18 @@ from afa_lora.eagle.features.index import (
     differences,
     make_plan,
 )
+from afa_lora.eagle.inputs import read_conversations, target_dtype, target_tokenizer
 from afa_lora.eagle.recipe import Recipe
 from afa_lora.eagle.target import TargetEnds, features_of
 from afa_lora.eagle.templates import marked_template
 from afa_lora.files import remove_leftovers, write_atomic
-from afa_lora.models import ModelError, load_model, read_parts
+from afa_lora.models import load_model
 from afa_lora.report.formats import mebibytes
 from afa_lora.report.progress import progress_bar
 from afa_lora.running.stopping import terminable
 from afa_lora.tuning.failures import GIB, RunInterrupted, RunStopped, is_full_disk, is_out_of_memory
-from afa_lora.tuning.loading import Precision, training_precision
+from afa_lora.tuning.folder import check_place
+from afa_lora.tuning.loading import training_device
 
 Conversations = dict[Split, list[Conversation]]
 
@@ -81,8 +83,8 @@ def write_features(recipe: Recipe, console: Console) -> FeatureSummary:
         console: where progress goes.
 
     Raises:
-        FeatureError: no folder is named, it holds something else, another process writes to it, the disk has not
-            enough room, or a conversation is longer than the target reads.
+        FeatureError: no folder is named, it holds something else, another process writes to it, or the disk has not
+            enough room.
         RunStopped: the disk or the memory is full, or it was stopped; the files that are finished are kept.
         AfaLoraError: the conversations or the target are at fault.
     """
@@ -97,17 +99,18 @@ def write_features(recipe: Recipe, console: Console) -> FeatureSummary:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     with terminable(), _explained(recipe, folder):
-        precision = training_precision(recipe)
-        conversations, fingerprint = _inputs(recipe, precision, say)
+        check_place("features.folder", folder)
+        dtype = target_dtype(recipe)
+        conversations, fingerprint = _inputs(recipe, dtype, say)
         with _claimed(folder):
             index = _index(recipe, folder, fingerprint, conversations)
             missing = [(split, shard) for split, shard in index.shards() if index.fault(folder, split, shard)]
             _announce(index, folder, missing, say)
+            index.write(folder)
             seconds = 0.0
             if missing:
-                index.write(folder)
-                target, _ = load_model(recipe.model, report=say, dtype=precision.compute)
-                target.to(torch.device(precision.device)).eval()  # type: ignore[arg-type]
+                target, _ = load_model(recipe.model, report=say, dtype=dtype)
+                target.to(torch.device(training_device(recipe))).eval()  # type: ignore[arg-type]
                 seconds = write_shards(index, folder, missing, conversations, target, console)
     written = sum(index.splits[split].tokens_in(shard) for split, shard in missing)
     size = sum((folder / shard.file).stat().st_size for _, shard in index.shards())
@@ -179,29 +182,18 @@ def _empty(index: Index, split: Split, shard: Shard) -> dict[str, Tensor]:
     }
 
 
-def _inputs(recipe: Recipe, precision: Precision, say: Callable[[str], None]) -> tuple[Conversations, Fingerprint]:
+def _inputs(recipe: Recipe, dtype: torch.dtype, say: Callable[[str], None]) -> tuple[Conversations, Fingerprint]:
     """The conversations and what the features will be of; of the target's weights only its ends are read."""
-    parts = read_parts(recipe.model)
-    if parts.tokenizer is None:
-        raise ModelError(
-            f"model={recipe.model!r} has no tokenizer, so conversations cannot be read. Copy its files too."
-        )
     ends = TargetEnds.load(recipe.model)
-    train, test = load_conversations(recipe.data, parts.tokenizer, say)
-    longest, most = max(map(len, train + test)), ends.config.max_position_embeddings
-    if longest > most:
-        raise FeatureError(
-            f"data.max_length={recipe.data.max_length}: the longest conversation has {longest} tokens, and "
-            f"model={recipe.model!r} reads at most {most}. Set data.max_length={most} or less."
-        )
+    train, test = read_conversations(recipe, ends.config, say)
     fingerprint = {
         "target_digest": ends.digest,
         "hidden_size": ends.config.hidden_size,
-        "chat_template": marked_template(parts.tokenizer, recipe.data.chat_template).digest,
+        "chat_template": marked_template(target_tokenizer(recipe), recipe.data.chat_template).digest,
         "data": data_fingerprint(train, test),
         "max_length": recipe.data.max_length,
         "dtype": recipe.features.dtype,
-        "computed_in": str(precision.compute).removeprefix("torch."),
+        "computed_in": str(dtype).removeprefix("torch."),
     }
     return {"train": train, "test": test}, fingerprint
 
@@ -233,6 +225,8 @@ def _index(recipe: Recipe, folder: Path, fingerprint: Fingerprint, conversations
     Raises:
         FeatureError: it is one of other features.
     """
+    data = recipe.data.model_dump(mode="json")
+    empty = Index(recipe.model, fingerprint, data, source_names(recipe.data.conversations), {})
     if (folder / INDEX).is_file():
         index = Index.read(folder)
         if other := differences(index.fingerprint, fingerprint):
@@ -242,8 +236,8 @@ def _index(recipe: Recipe, folder: Path, fingerprint: Fingerprint, conversations
                 "another folder, remove that one, or give the settings that it was begun with."
             )
         if any(index.fault(folder, split, shard) is None for split, shard in index.shards()):
-            return index  # batches and files stay as they were planned
-    empty = Index(recipe.model, fingerprint, recipe.data.model_dump(mode="json"), {})
+            # Batches and files stay as they were planned; the same conversations may lie in other files now.
+            return replace(index, data=empty.data, sources=empty.sources)
     room = recipe.features.shard_megabytes * 2**20 // empty.token_bytes
     for split, part in conversations.items():
         empty.splits[split] = make_plan(split, [len(one) for one in part], recipe.features.batch_tokens, room)
