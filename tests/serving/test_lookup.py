@@ -111,7 +111,7 @@ def test_an_unfinished_run_names_its_newest_sealed_checkpoint(tmp_path: Path) ->
 
 
 def test_the_run_of_a_draft_is_told_from_an_adapters(tmp_path: Path) -> None:
-    with pytest.raises(NoAdapterError, match="EAGLE draft.*afa eagle export"):
+    with pytest.raises(NoAdapterError, match=r"EAGLE draft.*afa eagle export"):
         locate(save_recipe(tmp_path / "run", method="eagle+afa-lora"))
 
 
