@@ -111,7 +111,7 @@ def _real_ones() -> str:
 
 def _index(settings: argparse.Namespace, data: ConversationData, conversations: Conversations, hidden: int) -> Index:
     fingerprint = {"hidden_size": hidden, "dtype": settings.features_dtype}
-    index = Index(settings.model, fingerprint, data.model_dump(mode="json"), {})
+    index = Index(settings.model, fingerprint, data.model_dump(mode="json"), [], {})
     room = settings.shard_megabytes * 2**20 // index.token_bytes
     for split in SPLITS:
         lengths = [len(one) for one in conversations[split]]
