@@ -153,7 +153,7 @@ def main() -> None:
     target.to(device).eval()  # type: ignore[arg-type]
     ends = TargetEnds.of(target, settings.model)
     torch.manual_seed(0)
-    draft: EagleDraft = load_draft(settings.draft, ends.digest) if settings.draft else ends.new_draft().eval()
+    draft: EagleDraft = load_draft(settings.draft) if settings.draft else ends.new_draft().eval()
     draft.to(device, dtype)  # type: ignore[arg-type]
     prompts = []
     for question in QUESTIONS[: settings.prompts]:

@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from afa_cli.quiet import load_quietly
 from afa_cli.recipes import find_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+R = TypeVar("R")  # a recipe
+P = TypeVar("P")  # a plan
+T = TypeVar("T")  # what a training gives
+
+
+def carry_out(
+    recipe: R,
+    dry_run: bool,
+    plan: Callable[[R, Callable[[str], None]], P],
+    print_plan: Callable[[P, Console], None],
+    run: Callable[[R, Console], T],
+    print_result: Callable[[T, Console], None],
+) -> None:
+    """Plan a training and print the plan, or run it and print what it gave, which the first process does."""
+    from accelerate import PartialState
+    from rich.console import Console
+
+    console = Console()
+    if dry_run:
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        print_plan(plan(recipe, say), console)
+        return
+    result, processes = run(recipe, console), PartialState()
+    if processes.is_main_process:
+        print_result(result, console)
+    processes.destroy_process_group()
 
 
 def sft(
@@ -32,26 +64,12 @@ def sft(
       accelerate launch --num_processes 8 -m afa_cli sft my_recipe.yaml
     """
     load_quietly()
-    from accelerate import PartialState
-    from rich.console import Console
-
     from afa_lora.sft import load_recipe, run_sft
+    from afa_lora.sft.planning import plan_sft, print_plan
     from afa_lora.sft.summary import print_result
 
-    console = Console()
     settings = load_recipe(find_recipe(recipe), overrides or [])
-    if dry_run:
-        from afa_lora.sft.planning import plan_sft, print_plan
-
-        def report(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        print_plan(plan_sft(settings, report), console)
-        return
-    result, processes = run_sft(settings, console), PartialState()
-    if processes.is_main_process:
-        print_result(result, console)
-    processes.destroy_process_group()
+    carry_out(settings, dry_run, plan_sft, print_plan, run_sft, print_result)
 
 
 def grpo(
@@ -76,27 +94,13 @@ def grpo(
       accelerate launch --num_processes 8 -m afa_cli grpo my_recipe.yaml
     """
     load_quietly()
-    from accelerate import PartialState
-    from rich.console import Console
-
+    from afa_lora.grpo.plan import plan_grpo, print_plan
     from afa_lora.grpo.recipe import load_recipe
     from afa_lora.grpo.run import run_grpo
     from afa_lora.grpo.summary import print_result
 
-    console = Console()
     settings = load_recipe(find_recipe(recipe, "grpo"), overrides or [])
-    if dry_run:
-        from afa_lora.grpo.plan import plan_grpo, print_plan
-
-        def report(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        print_plan(plan_grpo(settings, report), console)
-        return
-    result, processes = run_grpo(settings, console), PartialState()
-    if processes.is_main_process:
-        print_result(result, console)
-    processes.destroy_process_group()
+    carry_out(settings, dry_run, plan_grpo, print_plan, run_grpo, print_result)
 
 
 def demo(

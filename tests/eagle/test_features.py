@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from afa_lora.data import DataError
 from afa_lora.eagle.conversations import ConversationDataset, load_conversations
 from afa_lora.eagle.features import FeatureError, FeatureStore, FeatureSummary, write, write_features
 from afa_lora.eagle.features.index import INDEX, make_plan
-from afa_lora.eagle.recipe import parse_recipe
 from afa_lora.eagle.target import TargetEnds, features_of
 from afa_lora.models import load_model, read_parts
 from afa_lora.settings import RecipeError
 from afa_lora.tuning.failures import RunInterrupted, RunStopped
+from tests.eagle.feature_folders import content, recipe, stopping
 from tests.tiny_chat import save_tiny_chat_model
 
 HIDDEN = 512  # so large that a file of one MiB holds some conversations and not all
@@ -67,30 +66,6 @@ def features(model: Path, data: Path, tmp_path: Path) -> Write:
         return write_features(recipe(model, data, tmp_path / folder, **settings), say or Console(quiet=True))
 
     return run
-
-
-def recipe(model: Path, source: Path, folder: Path | None, **settings: Any) -> Any:
-    """A recipe with small files and batches; ``data`` and ``features`` are changed by key."""
-    return parse_recipe(
-        {
-            "model": str(model),
-            "output": "unused",
-            "data": {"conversations": [str(source)], "test_items": 3, "max_length": 300, **settings.get("data", {})},
-            "load": settings.get("load", {}),
-            "features": {
-                "folder": folder and str(folder),
-                "shard_megabytes": 1,
-                "batch_tokens": 700,
-                "dtype": "float32",
-                **settings.get("features", {}),
-            },
-        }
-    )
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file that is not hidden."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -136,23 +111,6 @@ def test_items_can_be_changed_pickled_and_read_by_workers(features: Write, tmp_p
     assert all(torch.equal(item["features"], store[i]["features"]) for i, item in enumerate(loaded))
     with pytest.raises(IndexError):
         store[len(store)]
-
-
-@contextmanager
-def stopping(after: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> Iterator[None]:
-    """Have a signal arrive when the target has read so many batches."""
-    read = 0
-
-    def reading(*arguments: Any) -> Any:
-        nonlocal read
-        read += 1
-        if read > after:
-            signal.raise_signal(number)
-        return features_of(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(write, "features_of", reading)
-        yield
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

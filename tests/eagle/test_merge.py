@@ -18,7 +18,7 @@ from afa_lora.eagle.merging import merge_draft
 from afa_lora.eagle.model import ADAPTED_LAYERS, DraftError, EagleConfig, EagleDraft, load_draft
 from afa_lora.eagle.recipe import parse_recipe
 from afa_lora.eagle.run import run_eagle
-from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.target import TargetEnds, check_is_of
 from afa_lora.eagle.trainer import EagleTrainer
 from afa_lora.models import EMBEDDED
 from afa_lora.peft.model import AfaLoraModel
@@ -110,7 +110,8 @@ def test_a_run_leaves_an_ordinary_draft(settings: dict[str, Any], tmp_path: Path
     with safe_open(result.folder.draft / "model.safetensors", framework="pt") as saved:
         assert set(saved.keys()) == TENSORS
     ends = TargetEnds.load(settings["model"])
-    draft = load_draft(str(result.folder.draft), ends.digest)
+    draft = load_draft(result.folder.draft)
+    check_is_of(draft, ends)
     item = FeatureStore.open(Path(settings["features"]["folder"]), "test")[0]
     inputs = ends.embed(item["tokens"][1:])[None], item["features"][None, :-1]
     unmerged = ends.new_draft()

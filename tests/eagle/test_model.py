@@ -10,7 +10,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedMo
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, find_draft, load_draft, same_target
-from afa_lora.eagle.target import TargetEnds, features_of
+from afa_lora.eagle.target import TargetEnds, check_is_of, features_of
 from tests.eagle.conftest import make_target
 
 TENSORS = {"fc.weight"} | {
@@ -32,7 +32,8 @@ def test_only_its_own_tensors_are_saved_and_it_loads_equal(tmp_path: Path, draft
     draft.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as saved:
         assert set(saved.keys()) == TENSORS
-    again = load_draft(str(tmp_path), draft.config.target_digest)
+    again = load_draft(tmp_path)
+    assert again.config.target_digest == draft.config.target_digest
     assert again.config.target_name == "tiny"
     assert again.config.rope_parameters == draft.config.rope_parameters
     embeddings, features = torch.randn(2, 1, 5, 32)
@@ -86,7 +87,7 @@ def test_a_draft_for_another_target_is_refused(tmp_path: Path, draft: EagleDraft
     other = make_target("llama")
     torch.nn.init.normal_(other.model.norm.weight)
     with pytest.raises(DraftError, match="another target, tiny"):
-        load_draft(str(tmp_path), TargetEnds.of(other, "other").digest)
+        check_is_of(load_draft(tmp_path), TargetEnds.of(other, "other"))
 
 
 def test_an_architecture_without_draft_is_refused() -> None:
@@ -106,11 +107,11 @@ def test_a_fine_tuned_target_is_another_one(tmp_path: Path, draft: EagleDraft, p
         before = TargetEnds.of(model, "tiny").digest
         torch.nn.init.normal_(model.base_model.get_submodule(place).weight, std=0.2)
         model.save_pretrained(tmp_path / kind)
-        tuned = TargetEnds.load(str(tmp_path / kind)).digest
-        assert tuned == TargetEnds.of(model, "tiny").digest
-        assert not same_target(before, tuned)
+        tuned = TargetEnds.load(str(tmp_path / kind))
+        assert tuned.digest == TargetEnds.of(model, "tiny").digest
+        assert not same_target(before, tuned.digest)
         with pytest.raises(DraftError, match="another target"):
-            load_draft(str(tmp_path / "draft"), tuned)
+            check_is_of(load_draft(tmp_path / "draft"), tuned)
 
 
 def test_layers_that_cannot_be_read_are_no_difference(ends: TargetEnds) -> None:

@@ -15,7 +15,7 @@ from afa_lora.eagle import run as run_module
 from afa_lora.eagle.features import FeatureStore
 from afa_lora.eagle.model import DraftError, load_draft
 from afa_lora.eagle.recipe import parse_recipe
-from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.target import TargetEnds, check_is_of
 from afa_lora.eagle.trainer import EagleTrainer, add_noise, training_arguments
 from tests.eagle.training import METHODS, make_settings, train
 
@@ -67,7 +67,8 @@ def test_loss_and_accuracy_are_the_means_over_the_positions_that_count(
 ) -> None:
     result = train(settings, tmp_path / "run", loss={"noise": 0})
     ends = TargetEnds.load(settings["model"])
-    draft = load_draft(str(result.folder.draft), ends.digest)
+    draft = load_draft(result.folder.draft)
+    check_is_of(draft, ends)
     loss, accuracy = reference(draft, ends, items_of(settings, "test"))
     assert result.test is not None
     assert result.test["loss"] == pytest.approx(loss, abs=1e-5)

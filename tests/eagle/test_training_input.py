@@ -89,7 +89,7 @@ def test_a_start_of_another_size_whose_target_is_not_known(settings: dict[str, A
     other = TargetEnds.load(str(save_tiny_chat_model(tmp_path / "other", hidden=64))).new_draft()
     other.config.target_digest = None
     other.save_pretrained(tmp_path / "draft")
-    refused(settings, tmp_path / "run", "with 64 numbers a feature.*has 32", start=str(tmp_path / "draft"))
+    refused(settings, tmp_path / "run", "hidden_size: the draft has 64, .* has 32", start=str(tmp_path / "draft"))
 
 
 @pytest.mark.parametrize(

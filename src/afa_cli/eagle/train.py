@@ -8,6 +8,7 @@ import typer
 
 from afa_cli.quiet import load_quietly
 from afa_cli.recipes import find_recipe
+from afa_cli.training import carry_out
 
 
 def train(
@@ -32,24 +33,10 @@ def train(
       accelerate launch --num_processes 8 -m afa_cli eagle train my_recipe.yaml
     """
     load_quietly()
-    from accelerate import PartialState
-    from rich.console import Console
-
+    from afa_lora.eagle.planning import plan_eagle, print_plan
     from afa_lora.eagle.recipe import load_recipe
     from afa_lora.eagle.run import run_eagle
     from afa_lora.eagle.summary import print_result
 
-    console = Console()
     settings = load_recipe(find_recipe(recipe, "eagle"), overrides or [])
-    if dry_run:
-        from afa_lora.eagle.planning import plan_eagle, print_plan
-
-        def report(text: str) -> None:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        print_plan(plan_eagle(settings, report), console)
-        return
-    result, processes = run_eagle(settings, console), PartialState()
-    if processes.is_main_process:
-        print_result(result, console)
-    processes.destroy_process_group()
+    carry_out(settings, dry_run, plan_eagle, print_plan, run_eagle, print_result)

@@ -79,6 +79,10 @@ class ConversationDataset(Dataset[dict[str, Tensor]]):
         conversation = self._conversations[index]
         return {"tokens": conversation.tokens, "assistant": conversation.assistant}
 
+    def assistant_masks(self) -> Iterator[Tensor]:
+        """(n,) bool of each conversation."""
+        return (conversation.assistant for conversation in self._conversations)
+
 
 def load_conversations(
     settings: ConversationData, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]

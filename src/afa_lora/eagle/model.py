@@ -212,42 +212,37 @@ def _model_type(path: Path) -> Any:
     return config.get("model_type") if isinstance(config, dict) else None
 
 
-def load_draft(folder: str, target_digest: str | None = None, **options: Any) -> EagleDraft:
+def load_draft(folder: str | Path, **options: Any) -> EagleDraft:
     """Load a trained, merged draft.
 
     Args:
         folder: what ``save_pretrained`` wrote.
-        target_digest: of the target it is to be used with; not compared unless given.
         options: passed to ``from_pretrained``; ``dtype`` is float32 unless given.
 
     Raises:
-        DraftError: there is no draft, its file holds more than a draft has, or it was trained for another target.
+        DraftError: there is no draft, or its file holds more than a draft has.
     """
     given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, **options}
     try:
         loaded: Any = EagleDraft.from_pretrained(folder, output_loading_info=True, **given)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DraftError(f"draft={folder!r}: no draft can be loaded from there: {error}") from error
+        raise DraftError(f"draft={str(folder)!r}: no draft can be loaded from there: {error}") from error
     draft: EagleDraft = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise DraftError(
-            f"draft={folder!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged "
+            f"draft={str(folder)!r} lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}: it is no merged "
             "draft. Give the folder draft/ of a run of afa eagle train."
         )
     if foreign := sorted(_foreign(folder, loaded[1]["unexpected_keys"])):
         raise DraftError(
-            f"draft={folder!r} holds {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}, which this draft does "
-            "not compute with: it would be another function. Give the folder draft/ of a run of afa eagle train."
-        )
-    if not same_target(draft.config.target_digest, target_digest):
-        raise DraftError(
-            f"draft={folder!r} was trained for another target, {draft.config.target_name}. Its features mean nothing "
-            "to this one. Give that target, or train a draft for this one."
+            f"draft={str(folder)!r} holds {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}, which this "
+            "draft does not compute with: it would be another function. Give the folder draft/ of a run of afa eagle "
+            "train."
         )
     return draft.eval()
 
 
-def _foreign(folder: str, unexpected: Iterable[str]) -> set[str]:
+def _foreign(folder: str | Path, unexpected: Iterable[str]) -> set[str]:
     """Those of the tensors without a place in the draft that change what it computes; a bias of zeros does not."""
     foreign = set(unexpected) - SHARED
     for path in Path(folder).glob("*.safetensors") if "fc.bias" in foreign else ():

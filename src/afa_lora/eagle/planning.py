@@ -28,6 +28,7 @@ from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.failures import GIB
 from afa_lora.tuning.folder import RunFolder
 from afa_lora.tuning.loading import Precision, training_precision
+from afa_lora.tuning.steps import count_steps
 
 ADAM_NUMBERS = 2  # for each weight, as many bytes as it has
 
@@ -114,19 +115,6 @@ def plan_eagle(recipe: Recipe, report: Callable[[str], None] = print) -> Plan:
         window=schedule.window(steps) if recipe.anneals else None,
         resumes=int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
     )
-
-
-def count_steps(args: TrainingArguments, conversations: int) -> int:
-    """Optimizer steps in all, as `transformers.Trainer` counts them."""
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * _steps_an_epoch(args, conversations))
-
-
-def _steps_an_epoch(args: TrainingArguments, conversations: int) -> int:
-    whole = math.floor if args.dataloader_drop_last else math.ceil
-    batches = whole(conversations / (args.per_device_train_batch_size * PartialState().num_processes))
-    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
 
 def _saves(args: TrainingArguments, steps: int) -> int:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from afa_lora.eagle.alignment import counts
@@ -16,9 +14,9 @@ from afa_lora.eagle.conversations import ConversationDataset, data_fingerprint
 from afa_lora.eagle.features import FeatureError, FeatureStore
 from afa_lora.eagle.features.index import SPLITS
 from afa_lora.eagle.inputs import read_conversations, target_dtype, target_tokenizer
-from afa_lora.eagle.model import DraftError, EagleDraft, find_draft, load_draft
+from afa_lora.eagle.model import EagleDraft, find_draft, load_draft
 from afa_lora.eagle.recipe import Recipe
-from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.target import TargetEnds, check_is_of
 from afa_lora.eagle.templates import marked_template
 from afa_lora.models import load_model
 from afa_lora.tuning.checks import reporting_faults
@@ -61,7 +59,7 @@ def open_sources(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -
     train.check(recipe, say)
     _check_template(recipe, train)
     say(f"Features of {len(train):,} conversations to train on and {len(test):,} to test on, from {folder}.")
-    facts = {"train_items": len(train), "test_items": len(test), "fingerprint": train.fingerprint}
+    facts = {"train_items": len(train), "test_items": len(test), "train_fingerprint": train.digest}
     return Sources(train, test if len(test) else None, facts)
 
 
@@ -76,7 +74,7 @@ def _check_template(recipe: Recipe, store: FeatureStore) -> None:
 
 def _conversations(recipe: Recipe, ends: TargetEnds, say: Callable[[str], None]) -> Sources:
     train, test = read_conversations(recipe, ends.config, say)
-    facts = {"train_items": len(train), "test_items": len(test), "fingerprint": data_fingerprint(train, test)}
+    facts = {"train_items": len(train), "test_items": len(test), "train_fingerprint": data_fingerprint(train, test)}
     return Sources(ConversationDataset(train), ConversationDataset(test) if test else None, facts)
 
 
@@ -104,33 +102,16 @@ def first_draft(recipe: Recipe, ends: TargetEnds, dtype: torch.dtype) -> EagleDr
     """
     if recipe.start is None:
         return ends.new_draft(dtype)
-    draft = load_draft(str(find_draft(recipe.start)), ends.digest, dtype=dtype)
-    if draft.config.hidden_size != ends.config.hidden_size:
-        raise DraftError(
-            f"start={str(recipe.start)!r} is a draft with {draft.config.hidden_size} numbers a feature, and "
-            f"model={recipe.model!r} has {ends.config.hidden_size}. Give a draft that was trained for this target."
-        )
+    draft = load_draft(find_draft(recipe.start), dtype=dtype)
+    check_is_of(draft, ends)
     draft.config.target_name, draft.config.target_digest = ends.name, ends.digest
     return draft
 
 
 def count(data: DraftData) -> tuple[int, int]:
     """Tokens of the conversations, and positions whose loss counts; features are not read for it."""
-    tokens = positions = 0
-    for said in _assistant_masks(data):
-        tokens += len(said)
-        positions += int(counts(said).sum())
-    return tokens, positions
-
-
-def _assistant_masks(data: DraftData) -> Iterator[Tensor]:
-    if isinstance(data, ConversationDataset):
-        yield from (data[index]["assistant"] for index in range(len(data)))
-        return
-    plan = data.index.splits[data.split]
-    for shard in plan.shards:
-        with safe_open(data.folder / shard.file, framework="pt") as opened:
-            yield from opened.get_tensor("assistant").split([plan.lengths[item] for item in shard.items])
+    masks = list(data.assistant_masks())
+    return sum(map(len, masks)), sum(int(counts(mask).sum()) for mask in masks)
 
 
 def faults(recipe: Recipe, args: TrainingArguments, sources: Sources) -> Iterator[str]:

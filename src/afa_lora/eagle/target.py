@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from afa_lora.eagle.model import EagleConfig, EagleDraft, check_architecture
+from afa_lora.eagle.model import DraftError, EagleConfig, EagleDraft, check_architecture, same_target
 from afa_lora.models import EMBEDDED, ModelError, embedded_folder, read_parts
 
 NORM, EMBEDDING, HEAD = "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"
@@ -107,6 +107,25 @@ class TargetEnds:
         draft.to(dtype)
         assert isinstance(draft, EagleDraft)
         return draft
+
+
+def check_is_of(draft: EagleDraft, ends: TargetEnds) -> None:
+    """Refuse a draft of another target.
+
+    Raises:
+        DraftError: it was trained for another one, or has other shapes.
+    """
+    if not same_target(draft.config.target_digest, ends.digest):
+        raise DraftError(
+            f"The draft was trained for another target, {draft.config.target_name}, not for {ends.name}. Its features "
+            "mean nothing to this one. Give that target, or train a draft for this one."
+        )
+    for key in ("hidden_size", "vocab_size"):
+        if (mine := getattr(draft.config, key)) != (theirs := getattr(ends.config, key)):
+            raise DraftError(
+                f"{key}: the draft has {mine}, {ends.name} has {theirs}, so it is the draft of another target. Give "
+                "that target, or train a draft for this one."
+            )
 
 
 def features_of(target: PreTrainedModel, tokens: Tensor) -> Tensor:

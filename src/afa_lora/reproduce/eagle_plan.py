@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,10 +22,11 @@ from afa_lora.eagle.recipe import Recipe
 from afa_lora.eagle.trainer import training_arguments
 from afa_lora.reproduce.jobs import Experiment
 from afa_lora.reproduce.plan import HOUR, TERA, model_parts
-from afa_lora.reproduce.plan_text import GIB, NARROW, arms_table, hours_text, shared_settings
+from afa_lora.reproduce.plan_text import GIB, NARROW, hours_text, print_arms, print_deviations, say
 from afa_lora.reproduce.scales import EagleScale, PlanSettings
 from afa_lora.sft.planning.estimate import Product
 from afa_lora.sft.planning.timing import product_rate
+from afa_lora.tuning.steps import count_steps, steps_in_epoch
 
 LENGTH = 64  # of the conversation whose operations are counted; all but the attention's are proportional to it
 MASK = (1, 1, LENGTH, LENGTH)  # given, because a causal one is not made without looking at numbers
@@ -119,32 +119,26 @@ def plan_drafts(experiment: Experiment, shapes: Path, report: Callable[[str], No
 
 def print_drafts(plan: DraftsPlan, console: Console) -> None:
     """Print what all arms share, the arms, what they take, and what those numbers rest on."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{plan.experiment.suite.title}\n{plan.experiment.suite.paper}\n")
-    for name, text in shared_settings(plan.experiment):
-        say(f"{name:<12}{text}")
-    console.print(arms_table(plan.experiment))
+    print_arms(plan.experiment, console)
     console.print(_table(plan))
-    there, longest = plan.conversations, plan.experiment.jobs[0].recipe.data.max_length  # type: ignore[attr-defined]
+    there, scale = plan.conversations, plan.experiment.scale
+    assert isinstance(scale, EagleScale)
     if there.measured:
-        say(f"Conversations: {there.count:,} with {there.tokens:,} tokens.")
+        say(console, f"Conversations: {there.count:,} with {there.tokens:,} tokens.")
     else:
         say(
-            f"Conversations: {there.count:,}, each counted with the {longest} tokens of data.max_length; they are not "
-            "measured without the data (--data) and the model's tokenizer."
+            console,
+            f"Conversations: {there.count:,}, each counted with the {scale.data.max_length} tokens of data.max_length; "
+            "they are not measured without the data (--data) and the model's tokenizer.",
         )
-    say(f"Disk: {plan.disk / GIB:,.1f} GiB for the features, which are written once for all arms.")
+    say(console, f"Disk: {plan.disk / GIB:,.1f} GiB for the features, which are written once for all arms.")
     say(
-        f"Time: {plan.speed}. Every token is taken for one whose loss counts; those of the user cost less. "
-        "The measuring comes on top: the target answers every question once, and each draft is scored on that. "
-        "Several GPUs share the trainings out."
+        console,
+        f"Time: {plan.speed}. Every token is taken for one whose loss counts; those of the user cost less. The "
+        "measuring comes on top: the target answers every question once, and each draft is scored on that. Several "
+        "GPUs share the trainings out.",
     )
-    say("What differs from the paper:")
-    for deviation in plan.experiment.deviations:
-        say(f"- {deviation}")
+    print_deviations(plan.experiment, console)
 
 
 def _conversations(
@@ -166,11 +160,8 @@ def _conversations(
 
 def _cost(recipe: Recipe, config: PretrainedConfig, conversations: Conversations) -> DraftCost:
     args = training_arguments(recipe)
-    per_epoch = math.ceil(
-        math.ceil(conversations.count / args.per_device_train_batch_size) / args.gradient_accumulation_steps
-    )
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    epochs = steps / per_epoch
+    steps = count_steps(args, conversations.count)
+    epochs = steps / steps_in_epoch(args, conversations.count)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         draft = EagleDraft(EagleConfig.of_target(config, recipe.model, ""))
         linear = recipe.method.replace("afa-", "")  # it has the same products

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 from afa_lora.eagle.recipe import EagleMethod
 from afa_lora.tuning.recipe import Method
@@ -19,9 +19,7 @@ AnyMethod = Method | EagleMethod
 
 def family_of(method: str) -> Family:
     """``afa-lora`` and ``eagle+afa-lora`` are of the family ``lora``, ``eagle`` is its own."""
-    family: Any = method.removeprefix("eagle+").removeprefix("afa-")
-    known: Family = family
-    return known
+    return cast(Family, method.removeprefix("eagle+").removeprefix("afa-"))
 
 
 def is_baseline(method: str) -> bool:

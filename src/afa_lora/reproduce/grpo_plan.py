@@ -11,7 +11,7 @@ from rich.table import Table
 
 from afa_lora.grpo.recipe import Recipe
 from afa_lora.reproduce.jobs import Experiment
-from afa_lora.reproduce.plan_text import NARROW, NONE, arms_table, listed, shared_settings
+from afa_lora.reproduce.plan_text import NARROW, NONE, listed, print_arms, print_deviations, say
 from afa_lora.reproduce.scales import GrpoScale
 
 if TYPE_CHECKING:
@@ -41,22 +41,13 @@ def plan_trainings(experiment: Experiment, report: Callable[[str], None] = print
 
 def print_trainings(experiment: Experiment, plans: dict[str, Plan], console: Console) -> None:
     """Print what all arms share, the arms, and what they take."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    assert isinstance(experiment.scale, GrpoScale)
-    say(f"{experiment.suite.title}\n{experiment.suite.paper}\n")
-    for name, text in shared_settings(experiment):
-        say(f"{name:<12}{text}")
-    rewards = ", ".join(f"{reward.function} × {reward.weight:g}" for reward in experiment.scale.rewards)
-    say(f"{'rewards':<12}{rewards}; {listed({'rollout': experiment.scale.rollout})}")
-    console.print(arms_table(experiment))
+    scale = experiment.scale
+    assert isinstance(scale, GrpoScale)
+    rewards = ", ".join(f"{reward.function} × {reward.weight:g}" for reward in scale.rewards)
+    print_arms(experiment, console, [("rewards", f"{rewards}; {listed({'rollout': scale.rollout})}")])
     console.print(_table(experiment, plans))
-    say("Time: it depends on how long the answers are; the progress of the first arm tells it.")
-    say("What differs from the paper:")
-    for deviation in experiment.deviations:
-        say(f"- {deviation}")
+    say(console, "Time: it depends on how long the answers are; the progress of the first arm tells it.")
+    print_deviations(experiment, console)
 
 
 def _table(experiment: Experiment, plans: dict[str, Plan]) -> Table:

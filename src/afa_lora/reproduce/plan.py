@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from afa_lora.sft.planning.timing import measure_speed
 from afa_lora.sft.trainer import training_arguments
 from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.loading import training_precision, use_chat_template
+from afa_lora.tuning.steps import count_steps, steps_in_epoch
 
 HOUR, TERA = 3600, 1e12
 
@@ -177,7 +177,8 @@ def _cost(plan: PlanSettings, recipe: Recipe, config: PretrainedConfig, items: L
     args = training_arguments(recipe)
     shape = shape_model(recipe, args, config)
     rows = _rows(items, args)
-    steps, epochs = _steps(args, rows.count)
+    steps = count_steps(args, rows.count)
+    epochs = steps / steps_in_epoch(args, rows.count) if args.max_steps > 0 else args.num_train_epochs
     check_optimizer(args, shape.model, steps)
     if faults := list(training_faults(args, None)):
         raise RecipeError("\n  ".join(["The arms cannot be run:", *faults]))
@@ -185,14 +186,6 @@ def _cost(plan: PlanSettings, recipe: Recipe, config: PretrainedConfig, items: L
     share = epochs * rows.padded / step.tokens  # batches as large as the estimated one
     hours, speed = _hours(plan, step, share, training_precision(recipe).device)
     return Cost(rows, steps, round(epochs * rows.tokens), step.total, share * step.work.flops, hours), speed
-
-
-def _steps(args: SFTConfig, rows: int) -> tuple[int, float]:
-    """Optimizer steps and epochs of one process, as `transformers.Trainer` counts them."""
-    per_epoch = math.ceil(math.ceil(rows / args.per_device_train_batch_size) / args.gradient_accumulation_steps)
-    if args.max_steps > 0:
-        return args.max_steps, args.max_steps / per_epoch
-    return math.ceil(args.num_train_epochs * per_epoch), args.num_train_epochs
 
 
 def _hours(plan: PlanSettings, step: StepEstimate, share: float, device: str) -> tuple[dict[str, float], str]:

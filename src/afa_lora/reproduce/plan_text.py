@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE
@@ -21,20 +21,31 @@ NARROW: dict[str, Any] = {"box": SIMPLE, "padding": (0, 1, 0, 0), "pad_edge": Fa
 
 def print_plan(plan: ExperimentPlan, console: Console) -> None:
     """Print what all arms share, the arms, what they take, and what those numbers rest on."""
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{plan.experiment.suite.title}\n{plan.experiment.suite.paper}\n")
-    for name, text in shared_settings(plan.experiment):
-        say(f"{name:<12}{text}")
-    console.print(arms_table(plan.experiment))
+    print_arms(plan.experiment, console)
     console.print(_costs(plan))
     for note in _notes(plan):
-        say(note)
-    say("What differs from the paper:")
-    for deviation in plan.experiment.deviations:
-        say(f"- {deviation}")
+        say(console, note)
+    print_deviations(plan.experiment, console)
+
+
+def print_arms(experiment: Experiment, console: Console, more: Iterable[tuple[str, str]] = ()) -> None:
+    """Print what all arms share, and the arms; ``more`` are settings of the workflow's own."""
+    say(console, f"{experiment.suite.title}\n{experiment.suite.paper}\n")
+    for name, text in (*shared_settings(experiment), *more):
+        say(console, f"{name:<12}{text}")
+    console.print(arms_table(experiment))
+
+
+def print_deviations(experiment: Experiment, console: Console) -> None:
+    """Print what differs from the paper."""
+    say(console, "What differs from the paper:")
+    for deviation in experiment.deviations:
+        say(console, f"- {deviation}")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: paths may hold square brackets."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def shared_settings(experiment: Experiment) -> Iterator[tuple[str, str]]:

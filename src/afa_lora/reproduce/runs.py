@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -196,25 +195,13 @@ def _read_training(folder: Path, workflow: Workflow) -> Training:
             peak_memory=results["peak_memory_bytes"],
             seconds=results["training_seconds"],
             own_test=None if rewards or workflow == "eagle" else results["accuracy_after"],
-            data=_trained_on(provenance[-1]["data"]),
+            data={key: provenance[-1]["data"][key] for key in TRAINED_ON},
             provenance=provenance[-1],
         )
     except (KeyError, IndexError, TypeError) as error:
         raise StudyError(
             f"{folder} is no run of afa {workflow}, or a damaged one: {error!r} in its results."
         ) from error
-
-
-def _trained_on(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Number and fingerprint of the training items."""
-    if "fingerprint" in data:  # of features or conversations
-        return dict(zip(TRAINED_ON, (data["train_items"], fingerprint_of(data["fingerprint"])), strict=True))
-    return {key: data[key] for key in TRAINED_ON}
-
-
-def fingerprint_of(facts: Any) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over what JSON can hold."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_rewards(folder: Path) -> Scores | None:

@@ -26,7 +26,7 @@ from afa_lora.grpo import recipe as grpo
 from afa_lora.models import read_parts
 from afa_lora.reproduce.drafts import UNTRAINED, questions_fingerprint, write_accepted
 from afa_lora.reproduce.jobs import FEATURES, QUESTIONS, Experiment, Job
-from afa_lora.reproduce.runs import StudyError, fingerprint_of
+from afa_lora.reproduce.runs import StudyError
 from afa_lora.reproduce.scales import EagleScale, SftScale
 from afa_lora.sft import Recipe, run_sft
 from afa_lora.tuning.loading import model_options, training_precision, use_chat_template
@@ -135,7 +135,7 @@ class EagleWork:
             folder = self.experiment.folder / FEATURES
             with self.alone_at(FEATURES):
                 write_features(_of_eagle(jobs[0]), self.console)
-            train = fingerprint_of(FeatureStore.open(folder, "train").fingerprint)
+            train = FeatureStore.open(folder, "train").digest
         return train, tests
 
     def do(self, job: Job) -> None:

@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 
 from afa_lora.core.errors import AfaLoraError
-from afa_lora.eagle.model import DraftError, EagleDraft, check_architecture, same_target
-from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.model import EagleDraft, check_architecture
+from afa_lora.eagle.target import TargetEnds, check_is_of
 
 ATTENTION = ("sdpa", "eager")
 """The implementations of attention that take a mask of 4 dimensions."""
@@ -31,17 +31,7 @@ def check_draft(draft: EagleDraft, ends: TargetEnds) -> None:
         DraftError: it was trained for another target, or has other shapes than this one.
         DecodingError: its attention takes no mask of a tree.
     """
-    for key in ("hidden_size", "vocab_size"):
-        if (mine := getattr(draft.config, key)) != (theirs := getattr(ends.config, key)):
-            raise DraftError(
-                f"{key}: the draft has {mine}, {ends.name} has {theirs}, so it is the draft of another target. Give "
-                "that target, or train a draft for this one."
-            )
-    if not same_target(draft.config.target_digest, ends.digest):
-        raise DraftError(
-            f"The draft was trained for another target, {draft.config.target_name}, not for {ends.name}. Its features "
-            "mean nothing to this one. Give that target, or train a draft for this one."
-        )
+    check_is_of(draft, ends)
     _check_attention(draft, "draft")
 
 

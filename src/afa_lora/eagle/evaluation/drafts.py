@@ -71,7 +71,7 @@ def untrained_draft(ends: TargetEnds) -> EagleDraft:
 
 
 def _load(place: str, ends: TargetEnds) -> EagleDraft:
-    draft = load_draft(str(find_draft(Path(place))), ends.digest, dtype=ends.embedding.dtype)
+    draft = load_draft(find_draft(Path(place)), dtype=ends.embedding.dtype)
     check_draft(draft, ends)
     placed: EagleDraft = draft.to(ends.embedding.device)  # type: ignore[arg-type]
     return placed

@@ -83,9 +83,7 @@ def evaluate_drafts(
         DraftEvaluationError: another process is at the folder.
         DraftEvaluationStopped: Ctrl-C or SIGTERM has come; what was done is kept.
     """
-    shapes = {str(shape): shape for shape in map(parse_shape, settings.shapes)}
-    if not shapes or len(shapes) < len(settings.shapes):
-        raise InvalidSettingError(f"shapes={settings.shapes}: name at least one shape, and each once.")
+    shapes = _shapes(settings.shapes)
     questions = load_questions(data, settings.sets, settings.limit)
     for place in drafts.values():
         if place != UNTRAINED:
@@ -112,6 +110,18 @@ def evaluate_drafts(
         work = _Work(asked, record, questions, settings.max_new_tokens, folder / COUNTS, progress)
         counted = work.count(loaded, shapes, settings.live)
     described = _describe(asked, loaded, drafts, list(shapes), questions, settings)
+    return _written(folder, described, counted)
+
+
+def _shapes(named: Sequence[str]) -> dict[str, Shape]:
+    shapes = {str(shape): shape for shape in map(parse_shape, named)}
+    if not shapes or len(shapes) < len(named):
+        raise InvalidSettingError(f"shapes={named}: name at least one shape, and each once.")
+    return shapes
+
+
+def _written(folder: Path, described: Mapping[str, Any], counted: tuple[Cycles, Alphas, Times]) -> DraftEvaluation:
+    """The evaluation, its numbers and its tables on disk."""
     results = {"settings": described, **summarise(described, *counted)}
     results |= {"command": command(), "git": git_state(), "environment": environment()}
     evaluation = DraftEvaluation(folder, described, *counted, results)

@@ -16,7 +16,7 @@ from afa_lora.core.errors import unknown_name
 from afa_lora.eagle.export.card import THERE, card, usage
 from afa_lora.eagle.export.formats import FORMATS, dtype_name
 from afa_lora.eagle.model import EagleDraft, find_draft, load_draft
-from afa_lora.eagle.target import TargetEnds
+from afa_lora.eagle.target import TargetEnds, check_is_of
 from afa_lora.files import folder_atomic, write_atomic
 from afa_lora.models import EMBEDDED
 from afa_lora.serving import Export, ExportError
@@ -48,8 +48,9 @@ def export_draft(path: Path, out: Path, *, to: str, model: str | None = None, dt
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     check_out(out)
-    digest = TargetEnds.load(model).digest if model is not None else None
-    draft = load_draft(str(find_draft(path)), digest, dtype="auto")
+    draft = load_draft(find_draft(path), dtype="auto")
+    if model is not None:
+        check_is_of(draft, TargetEnds.load(model))
     chosen = DTYPES[dtype] if dtype is not None else draft.dtype
     target = model or draft.config.target_name or "TARGET"
     form = FORMATS[to]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,18 @@ class FeatureStore(Dataset[dict[str, Tensor]]):
     def fingerprint(self) -> Fingerprint:
         """What the features are of."""
         return self.index.fingerprint
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over `fingerprint`."""
+        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+    def assistant_masks(self) -> Iterator[Tensor]:
+        """(n,) bool of each conversation, file by file; the features are not read."""
+        plan = self.index.splits[self.split]
+        for shard in plan.shards:
+            with safe_open(self.folder / shard.file, framework="pt") as opened:
+                yield from opened.get_tensor("assistant").split([plan.lengths[item] for item in shard.items])
 
     def check(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         """Compare with what a recipe would write; the conversations themselves are not read for it.

@@ -31,6 +31,7 @@ from afa_lora.tuning.adapter import adapter_config
 from afa_lora.tuning.checks import check_optimizer
 from afa_lora.tuning.folder import RunFolder
 from afa_lora.tuning.loading import Precision, check_quantization, model_options, training_precision, use_chat_template
+from afa_lora.tuning.steps import count_steps
 
 ASSUMED_LENGTH = 1024  # tokens, where neither the data nor max_length say how long sequences are
 MIB, GIB = 2**20, 2**30
@@ -237,14 +238,9 @@ def _find(recipe: Recipe, found: _Found) -> tuple[PretrainedConfig, PreTrainedTo
 
 def _count_steps(args: SFTConfig, items: Items, lengths: LengthReport | None) -> tuple[int, int]:
     """Optimizer steps, and sequences in each, as `transformers.Trainer` counts them."""
-    processes = PartialState().num_processes
     rows = lengths.rows if lengths else len(items.train)
-    batches = math.ceil(rows / (args.per_device_train_batch_size * processes))
-    if args.dataloader_drop_last:
-        batches = rows // (args.per_device_train_batch_size * processes)
-    per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    return steps, args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    together = args.per_device_train_batch_size * args.gradient_accumulation_steps * PartialState().num_processes
+    return count_steps(args, rows), together
 
 
 def _window(recipe: Recipe, steps: int, found: _Found) -> tuple[float, float] | None:
