@@ -4,17 +4,19 @@
     python benchmarks/eagle_decoding.py --draft runs/eagle/draft            # a trained one: the speed-up too
     python benchmarks/eagle_decoding.py --device cuda --dtype bfloat16 --model Qwen/Qwen2.5-7B-Instruct --draft DIR
 
-A round decodes every prompt in each way: plain, then with each shape; each round begins with another one. The seconds
-of a cycle are told by part: the target's forwards, the draft's, and all the rest, which is the overhead. An untrained
-draft is accepted hardly ever, so its ratio says only what its cycles cost. On CUDA the models' time is that of events
-on the stream, and the whole is waited for.
+A round decodes every prompt in each way: plain, then with each shape, greedily and by sampling; each round begins with
+another one. The seconds of a cycle are told by part: the target's forwards, the draft's, and all the rest, which is the
+overhead. An untrained draft is accepted hardly ever, so its ratio says only what its cycles cost. On CUDA the models'
+time is that of events on the stream, and the whole is waited for.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import operator
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,17 @@ QUESTIONS = (
     "A train goes 60 km in 45 minutes. How fast is it in km/h?",
     "Name three things to see in Lisbon, and say why.",
 )
+GREEDY: dict[str, Any] = {"do_sample": False}
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 COLUMNS = ("way", "median s", "± %", "× plain", "accepted", "cycle ms", "target", "draft", "overhead %", "same tokens")
 
 
 class Way:
     """One way to decode, and what was measured of it."""
 
-    def __init__(self, name: str, target: PreTrainedModel, decoding: SpeculativeDecoding | None, new: int) -> None:
-        self.name, self.target, self.decoding, self.new = name, target, decoding, new
+    def __init__(self, target: PreTrainedModel, decoding: SpeculativeDecoding | None, sampled: bool, new: int) -> None:
+        self.target, self.decoding, self.sampled, self.new = target, decoding, sampled, new
+        self.name = ("sampled " if sampled else "") + (str(decoding.shape) if decoding else "plain")
         self.elapsed: list[Elapsed] = []
         self.stats: list[DecodingStats] = []
         self.texts: list[list[int]] = []
@@ -49,11 +54,12 @@ class Way:
     def run(self, prompts: list[Tensor]) -> None:
         """Decode every prompt."""
         self.texts, stats = [], []
+        chosen = SAMPLED if self.sampled else GREEDY
         for prompt in prompts:
             text = self.target.generate(  # type: ignore[operator]
                 prompt,
                 custom_generate=self.decoding,
-                do_sample=False,
+                **chosen,
                 max_new_tokens=self.new,
                 min_new_tokens=None,
                 eos_token_id=None,
@@ -65,16 +71,16 @@ class Way:
         self.stats += stats
 
     def result(self, plain: Way) -> dict[str, Any]:
-        """The row of the JSON; the ratio is plain decoding's median over this one's."""
+        """The row of the JSON; the ratio is the median of plain decoding, done in the same way, over this one's."""
         wall = [elapsed.wall for elapsed in self.elapsed]
         ours, theirs = ([token for text in way.texts for token in text] for way in (self, plain))
-        equal = sum(one == other for one, other in zip(ours, theirs, strict=True))
+        equal = None if self.sampled else sum(map(operator.eq, ours, theirs)) / len(theirs)
         row: dict[str, Any] = {
             "way": self.name,
             "median_s": statistics.median(wall),
             "spread": spread(wall),
             "speed_up": statistics.median(e.wall for e in plain.elapsed) / statistics.median(wall),
-            "equal_tokens": equal / len(theirs),
+            "equal_tokens": equal,
             "seconds": wall,
         }
         if self.decoding is not None:
@@ -118,7 +124,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         )
         drafted = [f"{row['accepted_per_cycle']:.2f}", *parts, f"{row['overhead'] * 100:.1f}"] if cycle else ["-"] * 5
         times = [f"{row['median_s']:.2f}", f"{row['spread'] * 100:.1f}", f"{row['speed_up']:.2f}"]
-        lines.append([row["way"], *times, *drafted, f"{row['equal_tokens']:.3f}"])
+        same = "-" if row["equal_tokens"] is None else f"{row['equal_tokens']:.3f}"
+        lines.append([row["way"], *times, *drafted, same])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *numbers in lines:
         aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
@@ -161,12 +168,11 @@ def main() -> None:
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         prompts.append(tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device))
     before = provenance(device)
-    plain = Way("plain", target, None, settings.tokens)
-    shapes = [SpeculativeDecoding(draft, parse_shape(text)) for text in settings.shapes]
-    ways = [plain, *(Way(str(one.shape), target, one, settings.tokens) for one in shapes)]
-    measure(ways, prompts, settings.rounds, device)
+    shapes = [None, *(SpeculativeDecoding(draft, parse_shape(text)) for text in settings.shapes)]
+    ways = [[Way(target, shape, sampled, settings.tokens) for shape in shapes] for sampled in (False, True)]
+    measure([*chain(*ways)], prompts, settings.rounds, device)
 
-    rows = [way.result(plain) for way in ways]
+    rows = [way.result(plain) for plain, *drafted in ways for way in (plain, *drafted)]
     print_table(rows)
     out = settings.out or Path(__file__).parent / "results" / f"eagle_decoding_{device.type}.json"
     options = {key: value for key, value in vars(settings).items() if key != "out"}

@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 from afa_lora import NotLinearError
 from afa_lora.eagle.adapter import ADAPTER, train_jointly
 from afa_lora.eagle.alignment import collate, draft_inputs
+from afa_lora.eagle.card import write_draft_card
 from afa_lora.eagle.merging import DraftMergeReport, merge_draft
 from afa_lora.eagle.model import EagleDraft
 from afa_lora.eagle.recipe import Recipe
@@ -118,6 +119,8 @@ class _Run(TrainingRun):
         report = self.finish_draft(draft, tuner, ends, target, sources)
         result = _result(self, trainer, test, seconds, peak_memory, report)
         if self.main:
+            if self.folder.draft.is_dir():
+                write_draft_card(recipe, sources.facts, self.folder, result.steps, adapter, result.test, report)
             plot_curves([result.curve], self.folder.curves, DRAFT_LOSS)
             self.folder.write_results(_numbers(recipe, result))
         return result

@@ -65,7 +65,8 @@ def write_cards(
         merge: how far merging has changed the logits, if it was merged.
         workflow: a tag for the hub.
     """
-    shared = {**_facts(recipe, items, folder, steps, workflow), "rows": rows, "merge": merge}
+    shared = {**_facts(recipe, items, folder, steps, workflow), "merge": merge}
+    shared |= {"columns": ["before", "after"], "rows": rows}
     for place, facts in (
         (folder.adapter, _adapter_facts(recipe, folder)),
         (folder.model, {"what": _what(recipe, "model"), "library": "transformers", "code": LOAD_MODEL}),
@@ -84,21 +85,39 @@ def render_card(facts: dict[str, Any]) -> str:
 def _facts(recipe: TuningRecipe, items: Items, folder: RunFolder, steps: int, workflow: str) -> dict[str, Any]:
     config = PeftConfig.from_pretrained(str(folder.adapter)) if folder.adapter.is_dir() else None
     return {
-        "title": recipe.output.name,
-        "base_model": EMBEDDED[recipe.model].hub if recipe.model in EMBEDDED else recipe.model,
+        **facts_of_any(recipe, config, steps),
         "tags": list(dict.fromkeys([workflow, "trl", recipe.method, *(["afa-lora"] if recipe.anneals else [])])),
         "datasets": [recipe.data.name] if isinstance(recipe.data, HubData) else [],
         "method": METHODS[recipe.method],
+        "data": f"{_source(recipe)}: {len(items.train):,} items to train on, {len(items.test):,} to test on",
+        "learning_rate": recipe.train.get("learning_rate", "TRL's default"),
+    }
+
+
+def facts_of_any(recipe: TuningRecipe, config: PeftConfig | None, steps: int) -> dict[str, Any]:
+    """What a card of any workflow says.
+
+    Args:
+        recipe: what was done.
+        config: of the adapter that was trained, if there was one.
+        steps: optimizer steps of the training.
+    """
+    return {
+        "title": recipe.output.name,
+        "base_model": EMBEDDED[recipe.model].hub if recipe.model in EMBEDDED else recipe.model,
         "adapter": config if isinstance(config, LoraConfig) else None,
         "targets": recipe.adapter.get("target_modules", "all-linear"),
         "anneal": _anneal(recipe, config, steps),
-        "data": f"{_source(recipe)}: {len(items.train):,} items to train on, {len(items.test):,} to test on",
         "steps": steps,
-        "learning_rate": recipe.train.get("learning_rate", "TRL's default"),
         "seed": recipe.train.get("seed", 42),
         "versions": environment(),
         "recipe": dump_recipe(recipe).rstrip(),
     }
+
+
+def load_code(model: str) -> str:
+    """The lines of Python that load a recipe's model as ``model``."""
+    return (LOAD_EMBEDDED if model in EMBEDDED else LOAD_BASE).format(base=model)
 
 
 def _adapter_facts(recipe: TuningRecipe, folder: RunFolder) -> dict[str, Any]:
@@ -109,8 +128,7 @@ def _adapter_facts(recipe: TuningRecipe, folder: RunFolder) -> dict[str, Any]:
     else:
         what = _what(recipe, "plain adapter, which stock PEFT loads")
         load = {"library": "peft", "loader": "PeftModel", "call": "PeftModel.from_pretrained"}
-    load_base = (LOAD_EMBEDDED if recipe.model in EMBEDDED else LOAD_BASE).format(base=recipe.model)
-    return {"what": what, "library": "peft", "code": LOAD_ADAPTER.format(load_base=load_base, **load)}
+    return {"what": what, "library": "peft", "code": LOAD_ADAPTER.format(load_base=load_code(recipe.model), **load)}
 
 
 def _what(recipe: TuningRecipe, kind: str) -> str:

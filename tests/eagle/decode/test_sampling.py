@@ -80,6 +80,22 @@ def test_distinct_draws_have_the_probabilities_of_draws_without_replacement() ->
     assert last[0, -1] == 3
 
 
+def test_draws_follow_the_seed() -> None:
+    weights = torch.full((4, 1000), 1e-3)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append((chance.draw_distinct(weights, 5).tolist(), chance.draw(weights[0]), chance.draw(weights[0])))
+    assert drawn[0] == drawn[1]
+    assert all(first != other for first, other in zip(drawn[0], drawn[2], strict=True))
+    assert drawn[0][1] != drawn[0][2]
+
+
+def test_a_broken_distribution_is_not_drawn_from() -> None:
+    with pytest.raises(RuntimeError, match="NaN"):
+        chance.draw(torch.tensor([0.5, float("nan"), 0.5]))
+
+
 class Outcomes:
     """Takes the place of chance: runs through every random outcome, with its probability."""
 

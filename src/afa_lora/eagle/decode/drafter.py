@@ -130,9 +130,9 @@ class Drafter:
         tokens: list[Tensor] = []
         distributions: list[Tensor] = []
         for level in layout.levels:
-            scores = self._log_probabilities(frontier)
+            scores = self._scores(frontier)
             if self.sample:
-                distributions.append(scores.exp())
+                distributions.append(scores.softmax(dim=-1))
                 proposed = chance.draw_distinct(distributions[-1], level.width)
             else:
                 proposed = scores.topk(level.width, dim=-1).indices
@@ -156,7 +156,7 @@ class Drafter:
         tokens, scores, parents = [], [], []  # of the candidates, by depth
         count = 0
         for depth in range(1, room + 1):
-            top = self._log_probabilities(frontier).topk(width, dim=-1)
+            top = self._scores(frontier).log_softmax(dim=-1).topk(width, dim=-1)
             path_scores = (best[:, None] + top.values).flatten()
             tokens.append(top.indices.flatten())
             scores.append(path_scores)
@@ -190,11 +190,9 @@ class Drafter:
     def _timed(self) -> AbstractContextManager[None]:
         return self.watch.time("draft") if self.watch is not None else nullcontext()
 
-    def _log_probabilities(self, frontier: _Frontier) -> Tensor:
-        """(nodes, vocabulary) of what follows each node, in float32."""
+    def _scores(self, frontier: _Frontier) -> Tensor:
+        """(nodes, vocabulary) processed logits of what follows each node, in float32."""
         with self._timed():
             logits = self.ends.logits(frontier.features)
         scores = logits.float()
-        if self.process is not None:
-            scores = self.process(frontier.paths, scores)
-        return torch.log_softmax(scores, dim=-1)
+        return scores if self.process is None else self.process(frontier.paths, scores)
