@@ -190,6 +190,26 @@ def test_a_dynamic_tree_is_connected_where_scores_are_equal(situation: Reference
     assert paths_of(tree) == [[5], [5, 5], [5, 5, 5]]
 
 
+@pytest.mark.parametrize("shape", [Chain(4), StaticTree()], ids=str)
+def test_where_it_is_known_what_follows_nothing_is_proposed_below_what_it_has_left(
+    situation: Reference, shape: Chain | StaticTree
+) -> None:
+    drafter = read(situation, shape)
+    whole = drafter.propose()
+    for path in [[], *paths_of(whole)]:
+        known = torch.tensor([*path, 95, 94, 93, 92, 91])
+        cut = drafter.propose(known=known)
+        assert accepted_path(cut, known) == accepted_path(whole, known)
+        assert len(accepted_path(cut, known)) >= len(path)
+        assert torch.equal(cut.tokens, whole.tokens[: len(cut)])
+        assert torch.equal(cut.parents, whole.parents[: len(cut)])
+        deepest = max(map(len, paths_of(cut)))
+        assert deepest == cut.depth <= len(accepted_path(cut, known)) + 1
+        short = drafter.propose(known=known[: len(path)])
+        assert accepted_path(short, known[: len(path)]) == accepted_path(whole, known[: len(path)])
+        assert short.depth <= len(path) + 1
+
+
 @pytest.mark.parametrize("shape", [Chain(4), StaticTree(), DynamicTree(20, 4, 4)], ids=str)
 def test_proposing_changes_nothing_and_keeps_to_the_room(situation: Reference, shape: Shape) -> None:
     drafter = read(situation, shape)

@@ -100,11 +100,14 @@ class Drafter:
         self._root = predicted[0, -1:]
 
     @torch.no_grad()
-    def propose(self, room: int | None = None) -> DraftTree:
+    def propose(self, room: int | None = None, known: Tensor | None = None) -> DraftTree:
         """Propose what may follow the last token that `extend` was given.
 
         Args:
             room: the longest path there is room for; that of the shape unless given, and never a longer one.
+            known: (any number,), the tokens that will follow, where a record has them. A chain or a static tree ends at
+                the depth where it has none of them any more: `accepted_path` is the same, and the draft's forwards for
+                what lies deeper are saved.
 
         Returns:
             The tree; without a node where there is no room.
@@ -119,17 +122,18 @@ class Drafter:
         if not room:
             return DraftTree(empty, empty, 0)
         start = _Frontier(self._root, self._root.new_zeros(1, 0, dtype=torch.bool), empty[None])
-        grow = self._dynamic if isinstance(self.shape, DynamicTree) else self._static
-        tree = grow(start, room)
+        tree = self._dynamic(start, room) if isinstance(self.shape, DynamicTree) else self._static(start, room, known)
         keep_entries(self.cache, self.length, ())
         return tree
 
-    def _static(self, frontier: _Frontier, room: int) -> DraftTree:
+    def _static(self, frontier: _Frontier, room: int, known: Tensor | None) -> DraftTree:
         assert not isinstance(self.shape, DynamicTree)
+        assert known is None or not self.sample
         layout = plan(self.shape.paths, room, frontier.features.device)
         tokens: list[Tensor] = []
         distributions: list[Tensor] = []
-        for level in layout.levels:
+        right = torch.ones(1, dtype=torch.bool, device=frontier.features.device)  # (frontier's nodes,), as known
+        for depth, level in enumerate(layout.levels):
             scores = self._scores(frontier)
             if self.sample:
                 distributions.append(scores.softmax(dim=-1))
@@ -137,12 +141,17 @@ class Drafter:
             else:
                 proposed = scores.topk(level.width, dim=-1).indices
             tokens.append(proposed[level.parents, level.ranks])
+            if known is not None:
+                follows = tokens[-1] == (known[depth] if depth < len(known) else -1)
+                right = (right[level.parents] & follows)[level.expanded]
+                if not right.any():
+                    break
             if len(level.expanded):
                 frontier = self._step(frontier, tokens[-1][level.expanded], level.parents[level.expanded])
         return DraftTree(
             tokens=torch.cat(tokens),
-            parents=layout.parents,
-            depth=len(layout.levels),
+            parents=layout.parents[: sum(map(len, tokens))],
+            depth=len(tokens),
             probabilities=torch.cat(distributions) if self.sample else None,
             rows=layout.rows if self.sample else (),
         )

@@ -30,7 +30,8 @@ def replay(drafter: Drafter, turn: Turn, max_new_tokens: int) -> PromptCounts:
     drafter.reset()
     while root < last:
         drafter.extend(features[read:root], tokens[read + 1 : root + 1])
-        tree = drafter.propose(room_left(root + 1, limit, root, positions))
-        accepted.append(len(accepted_path(tree, tokens[root + 1 :])))
+        following = tokens[root + 1 :]
+        tree = drafter.propose(room_left(root + 1, limit, root, positions), following)
+        accepted.append(len(accepted_path(tree, following)))
         read, root = root, root + accepted[-1] + 1  # the bonus token is the next root
     return PromptCounts(tuple(accepted), last - turn.prompt)
