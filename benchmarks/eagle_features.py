@@ -84,9 +84,12 @@ def main() -> None:
         for name in sorted(arms, reverse=bool(turn % 2)):
             elapsed[name].append(timed(arms[name], device))
             print(f"round {turn + 1}: {name}: {tokens / elapsed[name][-1].wall:,.0f} tokens/s")
+    options = {
+        key: value for key, value in vars(settings).items() if key not in ("folder", "out")
+    }  # places of one machine
     document = {
         "provenance": before,
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()},
+        "settings": {**options, "conversations": Path(settings.conversations).name},
         "conversations": len(train),
         "tokens": tokens,
         "files": len(shards),

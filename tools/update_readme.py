@@ -79,7 +79,59 @@ def study_table(document: dict[str, Any]) -> str:
     return "\n".join([*study["outcome"], "", markdown_table(study)])
 
 
+def training_line(document: dict[str, Any]) -> str:
+    """The benchmark of a draft's training step in a sentence."""
+    settings, arms = document["settings"], {arm["arm"]: arm for arm in document["arms"]}
+    annealing, plain = arms["eagle+afa-lora"], arms["eagle+lora"]
+    return (
+        f"A training step of a draft of {settings['shape']} shape, {settings['batch']} × {settings['tokens'] - 1} "
+        f"positions, rank {settings['rank']}, while β falls: {annealing['ratio']:.3f} times as long as with joint LoRA "
+        f"({annealing['tokens_per_second']:.0f} and {plain['tokens_per_second']:.0f} tokens/s; {_measured(document)}, "
+        f"medians of {settings['repeats']} rounds in turn). `python benchmarks/eagle_training.py` repeats it."
+    )
+
+
+def features_line(document: dict[str, Any]) -> str:
+    """The benchmark of writing features in a sentence."""
+    settings = document["settings"]
+    return (
+        f"`afa eagle features` writes {document['speed_ratio']['wall']:.3f} times as many tokens a second as a bare "
+        f"forward of {settings['model']} reads ({document['tokens']:,} tokens; {_measured(document)}, medians of "
+        f"{settings['rounds']} rounds in turn). `python benchmarks/eagle_features.py` repeats it."
+    )
+
+
+def decoding_table(document: dict[str, Any]) -> str:
+    """The benchmark of decoding with a draft as a Markdown table with what it ran on."""
+    settings = document["settings"]
+    lines = [
+        f"{settings['prompts']} prompts, {settings['tokens']} new tokens each, {settings['model']} with "
+        f"{'a trained' if settings['draft'] else 'an untrained'} draft, {settings['dtype']}, {_measured(document)}, "
+        f"medians of {settings['rounds']} rounds in turn; the overhead is what a cycle takes outside the two models' "
+        "forwards. `python benchmarks/eagle_decoding.py` repeats it.",
+        "",
+        "| | × plain | accepted in a cycle | cycle, ms | target | draft | overhead |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in document["ways"]:
+        if cycle := row.get("cycle_s"):
+            parts = [f"{seconds * 1e3:.0f}" for seconds in (sum(cycle.values()), cycle["target"], cycle["draft"])]
+            cells = [f"{row['speed_up']:.2f}", f"{row['accepted_per_cycle']:.2f}", *parts, f"{row['overhead']:.1%}"]
+            lines.append(f"| {row['way']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _measured(document: dict[str, Any]) -> str:
+    where = document["provenance"]
+    threads = f"{where['threads']} thread{'s' if where['threads'] > 1 else ''}"
+    return f"on {where['gpu'] or where['cpu']}, {threads}, torch {where['versions']['torch']}"
+
+
 TABLES = {
+    "eagle_training_cpu": ("benchmarks/results/eagle_training_cpu.json", training_line),
+    "eagle_features_cpu": ("benchmarks/results/eagle_features_cpu.json", features_line),
+    "eagle_decoding_cpu": ("benchmarks/results/eagle_decoding_cpu.json", decoding_table),
+    "table3_tiny": ("results/table3_tiny.json", study_table),
     "table1_tiny": ("results/table1_tiny.json", study_table),
     "grpo_quickstart": ("results/grpo_quickstart.json", study_table),
     "likelihood_cpu": ("benchmarks/results/likelihood_cpu.json", likelihood_table),
