@@ -30,7 +30,7 @@ def quickstart(
     """Train three drafts for SmolLM2-135M and compare them.
 
     Writes the target's features of real conversations, trains a draft alone, with LoRA, and with AFA-LoRA, counts how
-    many of their tokens the target accepts, and reports. Takes about half an hour on 2 cores. It is afa reproduce
+    many of their tokens the target accepts, and reports. Takes less than half an hour on 2 cores. It is afa reproduce
     table3 --scale quickstart; started again, it goes on where it was.
 
     \b
