@@ -84,9 +84,8 @@ def main() -> None:
         for name in sorted(arms, reverse=bool(turn % 2)):
             elapsed[name].append(timed(arms[name], device))
             print(f"round {turn + 1}: {name}: {tokens / elapsed[name][-1].wall:,.0f} tokens/s")
-    options = {
-        key: value for key, value in vars(settings).items() if key not in ("folder", "out")
-    }  # places of one machine
+    places = ("folder", "out")  # of one machine
+    options = {key: value for key, value in vars(settings).items() if key not in places}
     document = {
         "provenance": before,
         "settings": {**options, "conversations": Path(settings.conversations).name},
