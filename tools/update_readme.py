@@ -110,7 +110,7 @@ def decoding_table(document: dict[str, Any]) -> str:
         f"medians of {settings['rounds']} rounds in turn; the overhead is what a cycle takes outside the two models' "
         "forwards. `python benchmarks/eagle_decoding.py` repeats it.",
         "",
-        "| | × plain | accepted in a cycle | cycle, ms | target | draft | overhead |",
+        "| | speed, × plain | accepted in a cycle | cycle, ms | target | draft | overhead |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in document["ways"]:
