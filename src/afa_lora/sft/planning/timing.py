@@ -81,11 +81,11 @@ def _bandwidth(size: int, device: str, seconds: float) -> float:
 
 
 def _time(operation: Callable[[], object], device: str, budget: float) -> float:
-    """The median duration of ``operation`` within a budget, in seconds; at least three runs after one to warm up."""
+    """The median duration of ``operation`` within a budget, in seconds; at least one run after one to warm up."""
     operation()
     found: list[float] = []
     end = time.perf_counter() + budget
-    while len(found) < 3 or time.perf_counter() < end:
+    while not found or time.perf_counter() < end:
         _wait(device)
         started = time.perf_counter()
         operation()
