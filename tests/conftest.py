@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import logging
 import random
 import signal
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def _seed() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _audible() -> None:
+    """The command line quietens the callback for its whole process, which here goes on with other tests."""
+    logging.getLogger("afa_lora.training.callback").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Calling ``afa`` in this process, as the console script does."""
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,6 @@ Afa = Callable[..., Outcome]
 def afa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Afa:
     """``afa("inspect", folder)`` gives exit code and output; an unexpected error is raised, as it would print."""
     from afa_cli import main
-
-    logger = logging.getLogger("afa_lora.training.callback")  # the command line quietens it for its process
-    monkeypatch.setattr(logger, "setLevel", lambda level: None)
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["afa", *map(str, arguments)])
